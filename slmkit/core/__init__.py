@@ -1,0 +1,2 @@
+from slmkit.core.settings import install_hook
+install_hook()
