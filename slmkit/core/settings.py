@@ -73,19 +73,18 @@ def skip_reason(
         import torch
         if not torch.cuda.is_available(): return "needs CUDA: skipped here"
 
-# %% ../../nbs/core/00_settings.ipynb #41b1c930
-def _skipping(lines):
-    source = "".join(lines)
-    shell = get_ipython()  # noqa: F821 - only ever called by IPython
-    reason = skip_reason(source, shell.user_ns.get("profile", current.profile)) if "#|" in source else None
-    return [f"print({reason!r})\n"] if reason else lines
-
-# %% ../../nbs/core/00_settings.ipynb #d0d6350b
+# %% ../../nbs/core/00_settings.ipynb #d28f28ad
 def install_hook():
     "Make this IPython skip the cells that its profile or machine can't run. Called when slmkit.core is imported."
-    try: shell = get_ipython()  # noqa: F821 - defined in a notebook only
+    try: shell = get_ipython()  # noqa: F821 - IPython defines it while a cell runs; elsewhere there is nothing to do
     except NameError: return
-    if shell and _skipping not in shell.input_transformers_cleanup: shell.input_transformers_cleanup.append(_skipping)
+    if not shell or any(getattr(t, "skips", False) for t in shell.input_transformers_cleanup): return
+    def skipping(lines):
+        source = "".join(lines)
+        reason = skip_reason(source, shell.user_ns.get("profile", current.profile)) if "#|" in source else None
+        return [f"print({reason!r})\n"] if reason else lines
+    skipping.skips = True
+    shell.input_transformers_cleanup.append(skipping)
 
 # %% ../../nbs/core/00_settings.ipynb #8f75c578
 @cache
