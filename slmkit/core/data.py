@@ -8,19 +8,19 @@ Docs: https://slmkit.github.io/slmkit/core/data.html.md"""
 __all__ = ['PARTS', 'manifest', 'data_folder', 'set_file', 'parse_columns', 'rename', 'read_rows', 'read_line', 'of_split',
            'known_set', 'load', 'hub_rows', 'metric_of']
 
-# %% ../../nbs/core/05_data.ipynb #2afd84d7
+# %% ../../nbs/core/05_data.ipynb #97acca86
 import gzip, hashlib, json, os, random
 from functools import cache
 from pathlib import Path
 from datasets import Dataset
-from .settings import KitError, nearest
+from .settings import KitError, nearest, package_folder
 from .tasks import SHARES, TASKS, corrupt, split_of, task
 
-# %% ../../nbs/core/05_data.ipynb #1736bf25
+# %% ../../nbs/core/05_data.ipynb #69d5e6c9
 @cache
 def manifest():
     "The real data sets that the kit knows: {name: {folder, files, columns, metric, origin, commit, licence, ...}}."
-    return json.loads(Path(__file__).parents[1].joinpath("data/manifest.json").read_text())
+    return json.loads((package_folder()/"data/manifest.json").read_text())
 
 # %% ../../nbs/core/05_data.ipynb #c18a69bd
 def data_folder():

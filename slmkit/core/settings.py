@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/core/settings.html.md"""
 
 # %% auto #0
 __all__ = ['PROFILES', 'current', 'DEFAULTS', 'KitError', 'nearest', 'seed_everything', 'settings', 'directives', 'skip_reason',
-           'install_hook', 'hardware', 'project_root', 'kit_settings']
+           'install_hook', 'hardware', 'project_root', 'package_folder', 'kit_settings']
 
 # %% ../../nbs/core/00_settings.ipynb #7252c12d
 import ast, difflib, os, random, sys, platform
@@ -102,6 +102,12 @@ def project_root(
     "The folder of the slmkit project around `start`, or None: where settings.ini and nbs/ are."
     here = Path(start or os.getcwd()).resolve()
     return next((p for p in [here, *here.parents] if (p/"settings.ini").is_file() and (p/"nbs").is_dir()), None)
+
+# %% ../../nbs/core/00_settings.ipynb #ff7000d2
+def package_folder():
+    "The folder of the installed package: zoo, ledger, registry and manifest are in it."
+    from importlib.resources import files
+    return Path(str(files("slmkit")))
 
 # %% ../../nbs/core/00_settings.ipynb #d8d6f008
 DEFAULTS = dict(profile="cpu", seeds="0-2", jobs="0", executor="local", runs="runs", budget="8m")

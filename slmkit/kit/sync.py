@@ -9,10 +9,10 @@ __all__ = ['MARKERS', 'FAMILIES', 'INITS', 'strip_markers', 'notebooks', 'title'
            'packages', 'texts', 'code_lines', 'cell_problems', 'technique_problems', 'check', 'module_problems', 'new',
            'verbs']
 
-# %% ../../nbs/kit/00_sync.ipynb #74c8aed3
+# %% ../../nbs/kit/00_sync.ipynb #db739b52
 import ast, json, re, statistics
 from pathlib import Path
-from ..core.settings import KitError, directives, project_root
+from ..core.settings import KitError, directives, package_folder, project_root
 
 # %% ../../nbs/kit/00_sync.ipynb #53576e63
 MARKERS = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION[ \t]*\n?", re.M)
@@ -187,7 +187,7 @@ def module_problems(
     out = [f"{p}: {n} lines of code (at most {limit(p)})" for p, n in sizes.items() if n > limit(p)]
     return out + [f"slmkit/{f}: {part(f)} lines of code together (at most {most})" for f, most in (("core", 2500), ("kit", 3000)) if part(f) > most]
 
-# %% ../../nbs/kit/00_sync.ipynb #3fe01219
+# %% ../../nbs/kit/00_sync.ipynb #e23fec85
 def new(
     technique, # family/name, such as distill/my_idea
     root=None, # the project
@@ -202,7 +202,7 @@ def new(
     if old: raise KitError(f"new: {old.relative_to(root)} exists already: choose another name")
     path = Path(root, "nbs", family, f"{max(taken, default=0) + 1:02d}_{name}.ipynb")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(Path(__file__).with_name("template.ipynb").read_text().replace("FAMILY", family).replace("NAME", name))
+    path.write_text((package_folder()/"kit/template.ipynb").read_text().replace("FAMILY", family).replace("NAME", name))
     return path
 
 # %% ../../nbs/kit/00_sync.ipynb #7202bbb3
