@@ -8,17 +8,18 @@ Docs: https://slmkit.github.io/slmkit/core/claims.html.md"""
 __all__ = ['PROVENANCE', 'UNITS', 'COST_TOLERANCE', 'figure', 'figure_text', 'source_of', 'Claim', 'technique_name',
            'check_fields', 'claim', 'claim_spec', 'apply', 'check_arms', 'rows_hash', 'Run', 'line', 'append',
            'ledger_folder', 'entries', 'alike', 'closest', 'Expectation', 'expect', 'beside', 'same', 'differs',
-           'strip', 'draw_row', 'draw_claim', 'marks', 'picture', 'shown']
+           'strip', 'shown']
 
-# %% ../../nbs/core/09_claims.ipynb #be7df118
+# %% ../../nbs/core/09_claims.ipynb #11eb84f9
 import ast, hashlib, inspect, json, math, os, re
 from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
-from .judge import (LEVELS, Verdict, check_spec, effect, interval, judge, label, prediction)
+from .judge import Verdict, check_spec, judge, label, prediction
 from .settings import PROFILES, KitError, current, hardware, nearest
+from .signature import draw_claim, picture
 
-# %% ../../nbs/core/09_claims.ipynb #b2ab9030
+# %% ../../nbs/core/09_claims.ipynb #e05b3d87
 PROVENANCE = dict(abstract="from the abstract", code="from the authors' code", memory="from memory, unchecked")
 def figure(
     value,      # the paper's number, on the scale of the claim's value
@@ -27,8 +28,10 @@ def figure(
     comparable=("paper",), # profiles whose setting is near enough for `band` to mean something
 ):
     "The paper's figure as a dict. Raises KitError for a provenance that is not one or a number that is not finite."
-    if provenance not in PROVENANCE: raise KitError(f"figure: no provenance {provenance!r}{nearest(provenance, PROVENANCE)}")
-    if not isinstance(value, (int, float)) or not math.isfinite(value): raise KitError(f"figure: {value!r} is no finite number")
+    if provenance not in PROVENANCE:
+        raise KitError(f"figure: no provenance {provenance!r}{nearest(provenance, PROVENANCE)}")
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise KitError(f"figure: {value!r} is no finite number")
     return dict(value=value, setting=setting, provenance=provenance, comparable=list(comparable))
 
 # %% ../../nbs/core/09_claims.ipynb #26474656
@@ -38,7 +41,7 @@ def figure_text(
     "The paper's figure as people read it."
     return f"{paper['value']:g} ({paper['setting']}; {PROVENANCE[paper['provenance']]})" if paper else "no figure"
 
-# %% ../../nbs/core/09_claims.ipynb #70ad4514
+# %% ../../nbs/core/09_claims.ipynb #fd20660a
 def source_of(
     f, # function of the arms, or None
 ):
@@ -48,7 +51,8 @@ def source_of(
     except (OSError, TypeError, SyntaxError): return f"<source of {f.__name__} not at hand>"
     spots = [(p[0], p[2]) for p in f.__code__.co_positions() if p[0] and p[2]]
     holds = lambda n: all((n.lineno, n.col_offset) <= s <= (n.end_lineno, n.end_col_offset) for s in spots)
-    found = [n for n in ast.walk(tree) if isinstance(n, (ast.Lambda, ast.FunctionDef)) and n.lineno >= f.__code__.co_firstlineno and holds(n)]
+    found = [n for n in ast.walk(tree) if isinstance(n, (ast.Lambda, ast.FunctionDef))
+             and n.lineno >= f.__code__.co_firstlineno and holds(n)]
     return ast.unparse(found[-1]) if found else f"<source of {f.__name__} not at hand>"
 
 # %% ../../nbs/core/09_claims.ipynb #30bc4b59
@@ -69,19 +73,20 @@ def where(self: Claim):
     "What every complaint begins with: the notebook and the claim."
     return f"{self.technique or 'this notebook'}: claim {self.name!r}"
 
-# %% ../../nbs/core/09_claims.ipynb #6290a541
+# %% ../../nbs/core/09_claims.ipynb #903cf099
 def technique_name():
-    "family/name of the notebook that this process runs: told by the runner, or by Jupyter's own path; '' where neither says."
+    "family/name of the notebook that this process runs, told by the runner or by Jupyter's path, else ''."
     if os.environ.get("SLMKIT_TECHNIQUE"): return os.environ["SLMKIT_TECHNIQUE"]
     path = Path(os.environ.get("JPY_SESSION_NAME", ""))
     return f"{path.parent.name}/{m[1]}" if (m := re.fullmatch(r"\d\d_(\w+)", path.stem)) else ""
 
-# %% ../../nbs/core/09_claims.ipynb #87abef75
+# %% ../../nbs/core/09_claims.ipynb #8f27b372
 UNITS = "training", "items", "calibration split"
 def check_fields(name, work, says, kind, unit, settles, value, where):
     "Raise a KitError where a claim's plain fields are not what they should be."
     if not name or not says: raise KitError(f"{where}: needs a name and says=")
-    if work is not None and not isinstance(work, str): raise KitError(f"{where}: work= is the slug of one work, or None")
+    if work is not None and not isinstance(work, str):
+        raise KitError(f"{where}: work= is the slug of one work, or None")
     if unit not in UNITS: raise KitError(f"{where}: no unit {unit!r}{nearest(unit, UNITS)}")
     if not callable(value): raise KitError(f"{where}: value= must be a function of the arms")
     for p, s in settles.items():
@@ -123,7 +128,7 @@ def claim_spec(work, says, paper, kind, metric, least, unit, settles, band, tole
     return dict(work=work, says=says, paper=paper, kind=kind, metric=metric, least=least, unit=unit, settles=settles,
                 band=band, tolerance=tolerance, nominal=nominal, value=source_of(value), control=source_of(control))
 
-# %% ../../nbs/core/09_claims.ipynb #e662b1ab
+# %% ../../nbs/core/09_claims.ipynb #df21fbdc
 def apply(
     f,     # function of the arms
     arms,  # name -> number
@@ -133,18 +138,21 @@ def apply(
     "The function's number; a KitError names the claim and the missing arm, or says that the number is not finite."
     try: v = float(f(dict(arms)))
     except KeyError as e:
-        raise KitError(f"{where}: its {what} needs the arm {e.args[0]!r}, which record() was not given{nearest(e.args[0], arms)}") from None
-    except Exception as e: raise KitError(f"{where}: its {what} could not be computed: {type(e).__name__}: {e}") from None
+        raise KitError(f"{where}: its {what} needs the arm {e.args[0]!r}, which record() was not "
+                       f"given{nearest(e.args[0], arms)}") from None
+    except Exception as e:
+        raise KitError(f"{where}: its {what} could not be computed: {type(e).__name__}: {e}") from None
     if not math.isfinite(v): raise KitError(f"{where}: its {what} is {v}, not a finite number")
     return v
 
-# %% ../../nbs/core/09_claims.ipynb #45ee2612
+# %% ../../nbs/core/09_claims.ipynb #0f07e006
 def check_arms(arms, where):
     "Arms as floats; a KitError names the claim and the arm that is not a finite number."
     out = {}
     for k, v in arms.items():
         try: out[k] = float(v)
-        except (TypeError, ValueError): raise KitError(f"{where}: the arm {k!r} is {type(v).__name__}, not a number") from None
+        except (TypeError, ValueError):
+            raise KitError(f"{where}: the arm {k!r} is {type(v).__name__}, not a number") from None
         if not math.isfinite(out[k]): raise KitError(f"{where}: the arm {k!r} is {out[k]}, not a finite number")
     return out
 
@@ -169,7 +177,7 @@ class Run:
         beside = "" if self.control is None else f", control {self.control:.3g}"
         return f"seed {self.seed}: {self.value:.3g}{beside} ({self.n_rows} rows)"
 
-# %% ../../nbs/core/09_claims.ipynb #689ece5f
+# %% ../../nbs/core/09_claims.ipynb #eae55c2d
 @patch
 def record(
     self: Claim,
@@ -178,7 +186,8 @@ def record(
     **arms,    # name -> number
 ):
     "Compute, check and keep this run's numbers; gives the Run. Raises a KitError and keeps nothing on bad input."
-    if isinstance(seed, bool) or int(seed) != seed: raise KitError(f"{self.where}: the seed is {seed!r}, not a whole number")
+    if isinstance(seed, bool) or int(seed) != seed:
+        raise KitError(f"{self.where}: the seed is {seed!r}, not a whole number")
     arms, ids = check_arms(arms, self.where), list(rows) if rows is not None else []
     value = apply(self.value, arms, "value", self.where)
     control = apply(self.control, arms, "control", self.where) if self.control else None
@@ -212,7 +221,7 @@ def ledger_folder():
     "Where the ledger's files lie: the package's own folder, unless SLMKIT_LEDGER names another."
     return Path(os.environ.get("SLMKIT_LEDGER") or Path(__file__).resolve().parents[1]/"ledger")
 
-# %% ../../nbs/core/09_claims.ipynb #ebd86623
+# %% ../../nbs/core/09_claims.ipynb #f8313756
 def entries(
     technique="", # family/name; "" = all
     folder=None,  # of the ledger; None = the shipped one
@@ -223,7 +232,8 @@ def entries(
     out = []
     for p in sorted(Path(folder or ledger_folder()).glob(pattern)):
         try: out.append(json.loads(p.read_text())); out[-1]["claims"]
-        except (ValueError, KeyError, TypeError): raise KitError(f"{p}: not a file of the ledger: restore it or publish again") from None
+        except (ValueError, KeyError, TypeError):
+            raise KitError(f"{p}: not a file of the ledger: restore it or publish again") from None
     return out
 
 # %% ../../nbs/core/09_claims.ipynb #3613affa
@@ -232,7 +242,7 @@ def alike(a, b):
     pairs = zip(a.split("-"), b.split("-"))
     return (a == b, sum(1 for x, y in pairs if x == y))
 
-# %% ../../nbs/core/09_claims.ipynb #57b04dc8
+# %% ../../nbs/core/09_claims.ipynb #eee92e12
 def closest(
     claim, # Claim
     profile=None, # only this one; None = any, the current one first
@@ -242,7 +252,8 @@ def closest(
     found = [e for e in entries(claim.technique) if claim.name in e["claims"] and profile in (None, e["profile"])
              and (claim.technique or e["claims"][claim.name]["spec"]["says"] == claim.spec["says"])]
     if not found: return None
-    rank = lambda e: (e["profile"] == current.profile, -PROFILES.index(e["profile"]), e["model"] == getattr(cfg, "model", ""),
+    rank = lambda e: (e["profile"] == current.profile, -PROFILES.index(e["profile"]),
+                      e["model"] == getattr(cfg, "model", ""),
                       e["data"] == getattr(cfg, "data", ""), not e.get("external"), alike(e["hardware"], hardware()))
     return max(found, key=rank)
 
@@ -256,26 +267,28 @@ class Expectation:
     single: tuple = None # low and high for one run
     def __repr__(self): return self.text
 
-# %% ../../nbs/core/09_claims.ipynb #c431258d
+# %% ../../nbs/core/09_claims.ipynb #7935e73a
 def expect(
     claim, # Claim, with a run recorded
 ):
-    "This run's number beside the published interval and the 95 % interval for one run. Raises in CI only, on a differing rerun."
+    "This run beside the published interval and the 95 % interval for one run. Raises only in CI, on a differing rerun."
     if not claim.runs: raise KitError(f"{claim.where}: nothing is recorded yet: call record() before expect()")
     run, settles = claim.runs[-1], claim.spec["settles"]
     could = " or ".join(p for p, s in settles.items() if s != "no") or "no profile"
     if settles.get(current.profile, "no") == "no":
-        return Expectation(f"{claim.name}: mechanics only at {current.profile} (it could be settled at {could}); {run}", run)
+        return Expectation(f"{claim.name}: mechanics only at {current.profile} (it could be settled at "
+                           f"{could}); {run}", run)
     entry = closest(claim, current.profile)
     if not entry: return Expectation(f"{claim.name}: nothing is published at {current.profile} yet; {run}", run)
     differs(claim, run, entry)
     return beside(claim, run, entry)
 
-# %% ../../nbs/core/09_claims.ipynb #0bfc39aa
+# %% ../../nbs/core/09_claims.ipynb #95a9f39a
 def beside(claim, run, entry):
     "The Expectation of a run beside an entry of the ledger."
     old = entry["claims"][claim.name]; v = Verdict(**old["verdict"])
-    values = [r["claims"][claim.name]["value"] for r in entry["runs"]]
+    # the extension may not have been this claim's
+    values = [r["claims"][claim.name]["value"] for r in entry["runs"][:v.n]]
     log = claim.spec["kind"] == "cost"
     single = prediction([math.log(x) for x in values] if log else values)
     single = tuple(math.exp(x) if log else float(x) for x in single)
@@ -285,12 +298,12 @@ def beside(claim, run, entry):
             f" ({entry['model']}, {entry['data']}, {entry['hardware']})")
     return Expectation(text, run, v, single)
 
-# %% ../../nbs/core/09_claims.ipynb #3e2c6f1f
+# %% ../../nbs/core/09_claims.ipynb #d8474c01
 def same(
     old, new, # dicts with value, arms and rows of one claim in one run
     spec,     # the claim's fields
 ):
-    "Whether a rerun gave the same: equal arms and rows, or for kind cost a value within the claim's relative tolerance."
+    "Whether a rerun gave the same: equal arms and rows, or for kind cost a value within the relative tolerance."
     if spec["kind"] == "cost": return abs(new["value"]/old["value"] - 1) <= (spec.get("tolerance") or COST_TOLERANCE)
     return old["arms"] == new["arms"] and old["rows"] == new["rows"]
 
@@ -304,13 +317,14 @@ def differs(claim, run, entry):
         raise KitError(f"{claim.where}: seed {run.seed} gave {old['value']!r} in the ledger and {run.value!r} now: "
                        "same code, model, data and hardware class")
 
-# %% ../../nbs/core/09_claims.ipynb #28a6153b
+# %% ../../nbs/core/09_claims.ipynb #0b3d6243
 @patch
 def _repr_html_(self: Expectation):
     lines = self.text.splitlines()
-    return f"<b>{lines[0]}</b>" + (strip(self) if self.published else "") + "".join(f"<div>{l}</div>" for l in lines[1:])
+    rest = "".join(f"<div>{l}</div>" for l in lines[1:])
+    return f"<b>{lines[0]}</b>" + (strip(self) if self.published else "") + rest
 
-# %% ../../nbs/core/09_claims.ipynb #923ed370
+# %% ../../nbs/core/09_claims.ipynb #cf112208
 def strip(
     e, # Expectation with numbers
 ):
@@ -319,76 +333,22 @@ def strip(
     low, high = min(a, here, v.low), max(b, here, v.high)
     span = (high - low) or abs(high) or 1
     x = lambda u: 10 + 340*(u - low)/span
-    bar = lambda l, h, y, height, colour: f'<rect x="{x(l):.1f}" y="{y}" width="{max(x(h) - x(l), 2):.1f}" height="{height}" fill="{colour}"/>'
+    rect = '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill="{}"/>'
+    bar = lambda l, h, y, height, colour: rect.format(x(l), y, max(x(h) - x(l), 2), height, colour)
     zero = f'<path d="M{x(0):.1f} 4v32" stroke="#888"/>' if low <= 0 <= high else ""
-    return (f'<svg viewBox="0 0 360 40" width="360" height="40" role="img" aria-label="this run beside the published ones">'
+    return (f'<svg viewBox="0 0 360 40" width="360" height="40" role="img" aria-label="this run">'
             f'{bar(a, b, 12, 16, "#bbb8")}{bar(v.low, v.high, 17, 6, "#2a6fbb")}{zero}'
             f'<circle cx="{x(here):.1f}" cy="20" r="6" fill="#d9650f"/></svg>')
 
-# %% ../../nbs/core/09_claims.ipynb #cc0fd48a
-def draw_row(ax, y, values, level, colour, log=False):
-    "One row: a dot a seed, spread a little in height, and the mean with its interval where there are two seeds or more."
-    spread = [((i*7) % 10 - 4.5)/40 for i in range(len(values))] if len(values) > 1 else [0]
-    ax.plot(values, [y + s for s in spread], "o", color=colour, alpha=.55, ms=7, mec="none")
-    if len(values) < 2: return
-    m, low, high = interval([math.log(x) for x in values] if log else values, level)
-    m, low, high = (math.exp(u) if log else u for u in (m, low, high))
-    ax.plot([low, high], [y - .25]*2, color=colour, lw=5, solid_capstyle="butt")
-    ax.plot([m], [y - .25], "D", color=colour, ms=9, mec="white")
-
-# %% ../../nbs/core/09_claims.ipynb #ab976fb5
-def draw_claim(
-    spec,    # the claim's fields
-    records, # dicts with seed, value, control
-    ax,      # matplotlib axes
-):
-    "Values and controls of the records as two rows with mean and interval, and the lines that the verdict asks for."
-    level, log = LEVELS.get(len(records), .95), spec["kind"] == "cost"
-    rows = [("claimed", "value", "#1f5fa8"), ("control", "control", "#777777")]
-    rows = [r for r in rows if all(d.get(r[1]) is not None for d in records)]
-    for y, (_, key, colour) in enumerate(reversed(rows)): draw_row(ax, y, [d[key] for d in records], level, colour, log)
-    ax.set_yticks(range(len(rows)), [r[0] for r in reversed(rows)])
-    ax.set_ylim(-.5, len(rows) - .35)
-    ax.set_xlabel(spec.get("metric") or spec["kind"])
-    marks(spec, ax)
-
-# %% ../../nbs/core/09_claims.ipynb #f06f92b7
-def marks(spec, ax):
-    "The lines of a verdict: nothing gained, the least effect that counts, the nominal rate, the paper's figure."
-    kind = spec["kind"]
-    ax.axvline(1 if kind == "cost" else (spec.get("nominal") or 0), color="black", lw=1)
-    lines = []
-    if spec.get("least") is not None: lines.append((spec["least"], f"least that counts: {spec['least']:g}", "#c2410c"))
-    if spec.get("paper") and spec.get("band") is not None: lines.append((spec["paper"]["value"], "paper", "#15803d"))
-    for x, text, colour in lines: ax.axvline(x, color=colour, lw=1.5, ls="--", label=text)
-    if kind == "coverage": ax.axvspan(spec["nominal"] - spec["tolerance"], spec["nominal"] + spec["tolerance"], color="#15803d", alpha=.15)
-    if lines: ax.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False, fontsize=12)
-
-# %% ../../nbs/core/09_claims.ipynb #ebbd8e08
-def picture(
-    draw,    # draw(records, ax)
-    records, # dicts with seed, value, control, arms
-    title,   # above the picture
-    size=(8, 3.4), # inches
-):
-    "A matplotlib figure at slide size."
-    import textwrap
-    import matplotlib.pyplot as plt
-    with plt.rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False}):
-        fig, ax = plt.subplots(figsize=size, layout="constrained")
-        draw(records, ax)
-        ax.tick_params(axis="y", length=0)
-        fig.suptitle("\n".join(textwrap.wrap(title, 78)), fontsize=13, x=.02, ha="left")
-    return fig
-
-# %% ../../nbs/core/09_claims.ipynb #7cddc520
+# %% ../../nbs/core/09_claims.ipynb #94d16a79
 def shown(
     claim, # Claim
 ):
     "Records to draw and what they are: the ledger's nearest entry, else this session's runs."
     if entry := closest(claim):
         v = Verdict(**entry["claims"][claim.name]["verdict"])
-        records = [dict(seed=r["seed"], **{k: r["claims"][claim.name].get(k) for k in ("value", "control", "arms")}) for r in entry["runs"]]
+        records = [dict(seed=r["seed"], **{k: r["claims"][claim.name].get(k) for k in ("value", "control", "arms")})
+                   for r in entry["runs"][:v.n]]
         return records, f"{label(v)} ({len(records)} seeds, {entry['profile']}, {entry['model']}, {entry['data']})"
     return [dict(r.__dict__) for r in claim.runs], "this run only"
 

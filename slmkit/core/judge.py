@@ -9,20 +9,21 @@ __all__ = ['KINDS', 'OUTCOMES', 'LEVELS', 'CONFIRM', 'NEEDS', 'interval', 'predi
            'numbers', 'effect', 'equality', 'coverage', 'cost', 'summary', 'weigh', 'judge', 'decide', 'check_hashes',
            'check_seeds', 'verdict']
 
-# %% ../../nbs/core/08_judge.ipynb #5c966f30
+# %% ../../nbs/core/08_judge.ipynb #8fdb90e3
 import math
 from collections import Counter
 from dataclasses import dataclass
 import numpy as np
-from scipy.special import stdtrit
 from .settings import KitError
 
-# %% ../../nbs/core/08_judge.ipynb #a715cb7d
+# %% ../../nbs/core/08_judge.ipynb #a4af4543
 def interval(
     values, # numbers, seeds on the last axis; at least two
     level,  # such as .97
 ):
     "Mean, low and high of the two-sided t interval over the last axis (floats, or arrays where there are more axes)."
+    # here, since the command line imports this module and most verbs need no interval
+    from scipy.special import stdtrit
     x = np.asarray(values, float)
     m, se = x.mean(-1), x.std(-1, ddof=1)/x.shape[-1]**.5
     half = stdtrit(x.shape[-1] - 1, (1 + level)/2)*se
@@ -38,9 +39,10 @@ def prediction(
     wider = (np.shape(values)[-1] + 1)**.5
     return m - wider*(m - low), m + wider*(high - m)
 
-# %% ../../nbs/core/08_judge.ipynb #1a7fc895
+# %% ../../nbs/core/08_judge.ipynb #0a5171e0
 KINDS = "effect", "equality", "coverage", "cost"
-OUTCOMES = ("never run", "mechanics only", "inconclusive", "not reproduced here", "confounded", "reproduced", "holds here")
+OUTCOMES = ("never run", "mechanics only", "inconclusive", "not reproduced here", "confounded", "reproduced",
+            "holds here")
 LEVELS = {10: .97, 20: .98}  # seeds -> level: 3 % and 2 % of error make 5 % where the one extension is used
 CONFIRM = range(100, 120)    # the only seeds that give verdicts; 0-9 are for building
 
@@ -67,7 +69,7 @@ def label(
     small = verdict.outcome == "holds here" and verdict.settles == "partly"
     return verdict.outcome + ", at small scale"*small + " (stale)"*verdict.stale
 
-# %% ../../nbs/core/08_judge.ipynb #172c8753
+# %% ../../nbs/core/08_judge.ipynb #35846f63
 NEEDS = dict(effect=("least", "control"), equality=(), coverage=("nominal", "tolerance"), cost=())
 def check_spec(
     spec,  # the claim's fields: kind, least, control, nominal, tolerance ...
@@ -82,9 +84,10 @@ def check_spec(
     if floor is not None and spec.get("least") is not None and not spec["least"] >= floor:
         raise KitError(f"{where}: least={spec['least']} of kind {kind} must be at least {floor}")
     for field in ("band", "tolerance"):
-        if spec.get(field) is not None and not spec[field] >= 0: raise KitError(f"{where}: {field}={spec[field]} must be at least 0")
+        if spec.get(field) is not None and not spec[field] >= 0:
+            raise KitError(f"{where}: {field}={spec[field]} must be at least 0")
 
-# %% ../../nbs/core/08_judge.ipynb #a4d14211
+# %% ../../nbs/core/08_judge.ipynb #70a66bf9
 def numbers(
     values, # what was recorded, one a seed
     what,   # "value" or "control"
@@ -92,11 +95,13 @@ def numbers(
 ):
     "The values as an array of floats; a KitError where one is missing or not finite. No verdict is invented."
     for i, v in enumerate(values):
-        if v is None or isinstance(v, str): raise KitError(f"{where}: {what} {i + 1} of {len(values)} was never recorded")
-        if not math.isfinite(v): raise KitError(f"{where}: {what} {i + 1} of {len(values)} is {v}, not a number to judge")
+        if v is None or isinstance(v, str):
+            raise KitError(f"{where}: {what} {i + 1} of {len(values)} was never recorded")
+        if not math.isfinite(v):
+            raise KitError(f"{where}: {what} {i + 1} of {len(values)} is {v}, not a number to judge")
     return np.asarray(values, float)
 
-# %% ../../nbs/core/08_judge.ipynb #7144ef87
+# %% ../../nbs/core/08_judge.ipynb #7744a206
 def effect(
     spec, m, low, high, # the claim's fields; mean and interval
     control,            # mean of the control
@@ -104,16 +109,17 @@ def effect(
 ):
     "Outcome and reason of kind effect."
     least, figure, band = spec["least"], spec.get("paper"), spec.get("band")
-    if high < least: return "not reproduced here", f"the whole interval lies below the least effect that counts, {least:g}"
+    if high < least:
+        return "not reproduced here", f"the whole interval lies below the least effect that counts, {least:g}"
     if not (low > 0 and m >= least):
-        return "inconclusive", f"the interval neither lies below {least:g} nor above 0 with a mean of at least {least:g}"
+        return "inconclusive", f"the interval lies neither below {least:g}, nor above 0 with a mean of {least:g}"
     if control >= m/2: return "confounded", f"the control alone gives {control:.3g}, at least half of the effect"
     if figure and band is not None and profile in figure.get("comparable", ("paper",)):
         if figure["value"] - band <= low and high <= figure["value"] + band:
             return "reproduced", f"the interval lies within {band:g} of the paper's {figure['value']:g}"
-    return "holds here", f"the interval lies above 0, the mean reaches {least:g}, and the control gives only {control:.3g}"
+    return "holds here", f"the interval lies above 0, the mean reaches {least:g}, the control gives {control:.3g}"
 
-# %% ../../nbs/core/08_judge.ipynb #eab10132
+# %% ../../nbs/core/08_judge.ipynb #974eb2a2
 def equality(
     spec,   # the claim's fields
     values, # array, one a seed
@@ -121,10 +127,12 @@ def equality(
     "Outcome and reason of kind equality: every seed within `tolerance` (none: exactly) of `nominal` (none: 0)."
     off = np.abs(values - (spec.get("nominal") or 0)); tolerance = spec.get("tolerance") or 0
     bad = int((off > tolerance).sum())
-    if bad: return "not reproduced here", f"{bad} of {len(values)} seeds lie further off than {tolerance:g}, the worst by {off.max():.3g}"
-    return "holds here", f"every seed lies within {tolerance:g}, the worst by {off.max():.3g}"
+    if bad:
+        said = f"{bad} of {len(values)} seeds are off by more than {tolerance:g}, at worst {off.max():.3g}"
+        return "not reproduced here", said
+    return "holds here", f"every seed lies within {tolerance:g}, at worst off by {off.max():.3g}"
 
-# %% ../../nbs/core/08_judge.ipynb #c5862242
+# %% ../../nbs/core/08_judge.ipynb #b0589863
 def coverage(
     spec, low, high, # the claim's fields; interval of the rate
 ):
@@ -132,20 +140,22 @@ def coverage(
     off, tolerance = (low - spec["nominal"], high - spec["nominal"]), spec["tolerance"]
     said = f"{tolerance:g} of the nominal {spec['nominal']:g}"
     if -tolerance <= off[0] and off[1] <= tolerance: return "holds here", f"the interval lies within {said}"
-    if off[0] > tolerance or off[1] < -tolerance: return "not reproduced here", f"the whole interval lies further off than {said}"
+    if off[0] > tolerance or off[1] < -tolerance:
+        return "not reproduced here", f"the whole interval lies further off than {said}"
     return "inconclusive", f"the interval lies only in part within {said}"
 
-# %% ../../nbs/core/08_judge.ipynb #cc6ca9f4
+# %% ../../nbs/core/08_judge.ipynb #6ac15205
 def cost(
     spec, m, low, high, # the claim's fields; mean and interval of the ratio (not of its logarithm)
 ):
-    "Outcome and reason of kind cost: the ratio's interval above 1, and its mean at least `least` where the claim says one."
+    "Outcome and reason of kind cost: the ratio's interval above 1, and its mean at least `least` if there is one."
     least = spec.get("least") or 1
     if high < least: return "not reproduced here", f"the whole interval of the ratio lies below {least:g}"
-    if low > 1 and m >= least: return "holds here", f"the interval of the ratio lies above 1 and its mean reaches {least:g}"
-    return "inconclusive", f"the ratio's interval neither lies below {least:g} nor above 1 with a mean of at least {least:g}"
+    if low > 1 and m >= least:
+        return "holds here", f"the interval of the ratio lies above 1 and its mean reaches {least:g}"
+    return "inconclusive", f"the ratio's interval lies neither below {least:g}, nor above 1 with a mean of {least:g}"
 
-# %% ../../nbs/core/08_judge.ipynb #dde4e18b
+# %% ../../nbs/core/08_judge.ipynb #dc12fdb6
 def summary(
     spec,   # the claim's fields
     values, # array, one a seed
@@ -154,7 +164,8 @@ def summary(
 ):
     "Mean and interval on the value's own scale; through the logarithm for kind cost."
     if spec["kind"] != "cost": return tuple(float(v) for v in interval(values, level))
-    if (values <= 0).any(): raise KitError(f"{where}: a cost must be a ratio above 0, and {values.min():g} was recorded")
+    if (values <= 0).any():
+        raise KitError(f"{where}: a cost must be a ratio above 0, and {values.min():g} was recorded")
     return tuple(float(math.exp(v)) for v in interval(np.log(values), level))
 
 # %% ../../nbs/core/08_judge.ipynb #741b9b02
@@ -165,7 +176,7 @@ def weigh(spec, m, low, high, values, control, profile):
     if kind == "equality": return equality(spec, values)
     return coverage(spec, low, high) if kind == "coverage" else cost(spec, m, low, high)
 
-# %% ../../nbs/core/08_judge.ipynb #42811364
+# %% ../../nbs/core/08_judge.ipynb #23cc6fc5
 def judge(
     spec,          # the claim's fields as a dict: kind, least, control, settles ...
     values,        # one number a confirm seed: none at all, 10, or 20 after the extension
@@ -181,17 +192,18 @@ def judge(
     x, n = numbers(values, "value", where), len(values)
     c = numbers(controls, "control", where) if spec.get("control") and controls is not None else None
     if settles == "no":
-        could = [p for p, s in (spec.get("settles") or {}).items() if s != "no"]
-        return Verdict("mechanics only", n=n, stale=stale,
-            reason=f"{profile} can't settle this: the code runs and is checked; it could be settled at {' or '.join(could) or 'no profile'}")
+        could = " or ".join(p for p, s in (spec.get("settles") or {}).items() if s != "no") or "no profile"
+        reason = f"{profile} can't settle this: the code runs and is checked; it could be settled at {could}"
+        return Verdict("mechanics only", n=n, stale=stale, reason=reason)
     return decide(spec, x, c, profile, settles, where, stale)
 
-# %% ../../nbs/core/08_judge.ipynb #96822b9c
+# %% ../../nbs/core/08_judge.ipynb #4efc36b5
 def decide(spec, x, c, profile, settles, where, stale):
     "The Verdict of a claim that this profile can settle."
     n = len(x)
     if n not in LEVELS: raise KitError(f"{where}: {n} seeds: a verdict needs 10, or 20 after the one extension")
-    if spec["kind"] == "effect" and c is None: raise KitError(f"{where}: no control was recorded, and kind effect needs one")
+    if spec["kind"] == "effect" and c is None:
+        raise KitError(f"{where}: no control was recorded, and kind effect needs one")
     if c is not None and len(c) != n: raise KitError(f"{where}: {n} values but {len(c)} controls")
     m, low, high = summary(spec, x, LEVELS[n], where)
     control = None if c is None else float(c.mean())
@@ -199,7 +211,7 @@ def decide(spec, x, c, profile, settles, where, stale):
     reason = f"{n} seeds, mean {m:.3g}, {LEVELS[n]:.0%} interval {low:.3g} to {high:.3g}: {why}"
     return Verdict(outcome, m, low, high, n, control, settles, reason, LEVELS[n], stale)
 
-# %% ../../nbs/core/08_judge.ipynb #2f9a03b2
+# %% ../../nbs/core/08_judge.ipynb #52df336a
 def check_hashes(
     records, # dicts with seed and hashes
     where,   # put before every complaint
@@ -211,23 +223,27 @@ def check_hashes(
         if lacks: raise KitError(f"{where}: the record of seed {r.get('seed')} lacks its {' and '.join(lacks)} hash")
     for k in ("code", "model", "data"):
         kinds = {r["hashes"][k] for r in records}
-        if len(kinds) > 1: raise KitError(f"{where}: records from different {k} ({len(kinds)} hashes): run the seeds anew together")
+        if len(kinds) > 1:
+            raise KitError(f"{where}: records from different {k} ({len(kinds)} hashes): run the seeds anew together")
 
-# %% ../../nbs/core/08_judge.ipynb #c4f66d5a
+# %% ../../nbs/core/08_judge.ipynb #07ce609c
 def check_seeds(
     seeds, # of the records
     where, # put before every complaint
 ):
     "Raise a KitError unless the seeds are 100-109 or 100-119, each once."
     building = sorted(s for s in seeds if s not in CONFIRM)
-    if building: raise KitError(f"{where}: seed {building[0]} is no confirm seed (100-119): building seeds give no verdict")
+    if building:
+        raise KitError(f"{where}: seed {building[0]} is no confirm seed (100-119): building seeds give no verdict")
     twice = [s for s, k in Counter(seeds).items() if k > 1]
     if twice: raise KitError(f"{where}: seed {twice[0]} is recorded more than once")
     want = list(CONFIRM)[:10 if len(seeds) <= 10 else 20]
     missing = [s for s in want if s not in seeds]
-    if missing: raise KitError(f"{where}: {len(seeds)} seeds: too few, seed {missing[0]} is missing: a verdict needs 100-109 or 100-119")
+    if missing:
+        raise KitError(f"{where}: {len(seeds)} seeds: too few, seed {missing[0]} is missing: a verdict needs "
+                       f"100-109 or 100-119")
 
-# %% ../../nbs/core/08_judge.ipynb #438ed892
+# %% ../../nbs/core/08_judge.ipynb #eb6c739b
 def verdict(
     name,        # of the claim
     records,     # one dict a run: technique, profile, seed, hashes, status, claims
@@ -241,7 +257,8 @@ def verdict(
     for r in records:
         if name not in r.get("claims", {}): raise KitError(f"{where}: never recorded at seed {r['seed']}")
     runs = [r["claims"][name] for r in sorted(records, key=lambda r: r["seed"])]
-    if any(c.get("spec") != runs[0].get("spec") for c in runs): raise KitError(f"{where}: declared differently in some of the records")
+    if any(c.get("spec") != runs[0].get("spec") for c in runs):
+        raise KitError(f"{where}: declared differently in some of the records")
     profiles = sorted({str(r.get("profile")) for r in records})
     if len(profiles) > 1: raise KitError(f"{where}: records of different profiles ({', '.join(profiles)})")
     controls = None if all(c.get("control") is None for c in runs) else [c.get("control") for c in runs]
