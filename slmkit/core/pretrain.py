@@ -7,11 +7,12 @@ Docs: https://slmkit.github.io/slmkit/core/pretrain.html.md"""
 # %% auto #0
 __all__ = ['found_elsewhere', 'spans', 'corrupt_spans', 'padded', 'corruption_batch', 'rate', 'pretrain']
 
-# %% ../../nbs/core/10_pretrain.ipynb #fe5bbd28
+# %% ../../nbs/core/10_pretrain.ipynb #07185266
 import itertools, random, time
 from collections import Counter
 import torch
 from .documents import text
+from .fit import rate_groups
 from .settings import seed_everything
 
 # %% ../../nbs/core/10_pretrain.ipynb #b0f1f24d
@@ -89,24 +90,24 @@ def rate(
     "Learning rate: linear up, constant, linear down to a tenth."
     return peak*min(1, done/warmup + 1e-3, .1 + .9*(1 - done)/decay)
 
-# %% ../../nbs/core/10_pretrain.ipynb #3a6693a1
+# %% ../../nbs/core/10_pretrain.ipynb #0a306847
 def pretrain(
     model,            # PreTrainedModel, trained in place
     batches,          # `batches(rng)` gives one batch, a dict of tensors
     minutes,          # length of the stage in minutes; 0 = `steps` decide
     steps=0,          # length in steps
-    peak=2e-3,        # highest learning rate
+    peak=2e-2,        # highest learning rate, relative to each matrix' scale
     seed=0,           # of this stage
     save=None,        # `save(model, history)`, called every `every` steps and at the end
     every=1000,       # steps between saves and history entries
 ):
     "Train for one stage and return its history: [{step, loss, seconds, tokens}]. Deterministic for a seed where `steps` decide."
     rng = seed_everything(seed); start, history, tokens, losses = time.time(), [], 0, []
-    opt = torch.optim.AdamW(model.parameters(), lr=peak, betas=(.9, .98), weight_decay=.01, fused=True)
+    opt = torch.optim.AdamW(rate_groups(model, True), lr=peak, betas=(.9, .98), weight_decay=0., fused=True)
     model.train()
     for step in itertools.count(1):
         done = step/steps if steps else (time.time() - start)/(60*minutes)
-        for g in opt.param_groups: g["lr"] = rate(min(done, 1), peak)
+        for g in opt.param_groups: g["lr"] = g["scale"]*rate(min(done, 1), peak)
         b = {k: v.to(model.device) for k, v in batches(rng).items()}
         with torch.autocast(model.device.type, torch.bfloat16): loss = model(**b).loss  # twice as fast; entered anew each step, for it keeps casts
         opt.zero_grad(); loss.backward()

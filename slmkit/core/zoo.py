@@ -63,7 +63,7 @@ def with_decoder(
     model.fresh = True
     return model, tok
 
-# %% ../../nbs/core/06_zoo.ipynb #4d5dd9a9
+# %% ../../nbs/core/06_zoo.ipynb #6644cf85
 def load_model(
     name,   # zoo name, local checkpoint folder, or hub id (owner/name)
     device=None, # None = a GPU where there is one
@@ -80,6 +80,7 @@ def load_model(
         model, tok = from_pretrained(AutoModelForSeq2SeqLM, where, dtype=torch.float32), from_pretrained(AutoTokenizer, where)
         model.fresh = False
     else: model, tok = with_decoder(where)
+    if name in zoo(): model.set_attn_implementation("eager")  # faster than sdpa at this size on a CPU, and shows attentions
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tok
 
 # %% ../../nbs/core/06_zoo.ipynb #dcba3ecb
