@@ -8,16 +8,16 @@ Docs: https://slmkit.github.io/slmkit/kit/student.html.md"""
 __all__ = ['sources', 'definitions', 'execute', 'is_stub', 'last', 'Borrowed', 'poison', 'arguments', 'call', 'Capped', 'load',
            'where', 'serve']
 
-# %% ../../nbs/kit/24_student.ipynb #e4294e91
-import ast, base64, inspect, json, linecache, random, re, sys, traceback, types
-from .sandbox import pack, receive, send, unpack
+# %% ../../nbs/kit/24_student.ipynb #c0f76df9
+import ast, base64, codecs, inspect, json, linecache, random, re, sys, traceback, types
+from .messages import pack, receive, send, unpack
 
-# %% ../../nbs/kit/24_student.ipynb #c59a5090
+# %% ../../nbs/kit/24_student.ipynb #49b3de60
 def sources(
     raw, # bytes of a file
 ):
     "Code cells of a notebook of nbformat 2-5. Raises ValueError for what is not a notebook."
-    try: nb = json.loads(raw.decode("utf-8-sig"))
+    try: nb = json.loads(raw.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as e: raise ValueError(f"not a notebook: {e}"[:200]) from None
     if not isinstance(nb, dict): raise ValueError("not a notebook: no cells")
     sheets = nb.get("worksheets") or [nb]
