@@ -22,7 +22,7 @@ def draw_row(ax, y, values, level, colour, log=False):
     ax.plot([low, high], [y - .25]*2, color=colour, lw=5, solid_capstyle="butt")
     ax.plot([m], [y - .25], "D", color=colour, ms=9, mec="white")
 
-# %% ../../nbs/core/14_signature.ipynb #ab976fb5
+# %% ../../nbs/core/14_signature.ipynb #b14ef45f
 def draw_claim(
     spec,    # the claim's fields
     records, # dicts with seed, value, control
@@ -35,6 +35,7 @@ def draw_claim(
     for y, (_, key, colour) in enumerate(reversed(rows)): draw_row(ax, y, [d[key] for d in records], level, colour, log)
     ax.set_yticks(range(len(rows)), [r[0] for r in reversed(rows)])
     ax.set_ylim(-.5, len(rows) - .35)
+    ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(spec.get("metric") or spec["kind"])
     marks(spec, ax)
 
@@ -51,7 +52,7 @@ def marks(spec, ax):
         ax.axvspan(spec["nominal"] - spec["tolerance"], spec["nominal"] + spec["tolerance"], color="#15803d", alpha=.15)
     if lines: ax.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False, fontsize=12)
 
-# %% ../../nbs/core/14_signature.ipynb #bf5fc849
+# %% ../../nbs/core/14_signature.ipynb #0607ec9c
 def picture(
     draw,    # draw(records, ax)
     records, # dicts with seed, value, control, arms
@@ -66,5 +67,5 @@ def picture(
         fig, ax = plt.subplots(figsize=size, layout="constrained")
         draw(records, ax)
         ax.tick_params(axis="y", length=0)
-        fig.suptitle("\n".join(textwrap.wrap(title, 78)), fontsize=13, x=.02, ha="left")
+        fig.suptitle("\n".join(textwrap.wrap(title, int(9.5*size[0]))), fontsize=13, x=.02, ha="left")
     return fig

@@ -161,7 +161,7 @@ def found_text(
     link = lambda t: f'<a href="{base}{escape(t)}.html">{escape(t.split("/")[1])}</a>'
     return "<br>".join(f"{tag(r['outcome'], r['label'])} {link(r['technique'])}" for r in w["results"])
 
-# %% ../../nbs/kit/11_field.ipynb #d535dc2c
+# %% ../../nbs/kit/11_field.ipynb #420d81d7
 STYLE = """
 .bar{display:flex;flex-wrap:wrap;gap:.5rem;margin:.8rem 0;align-items:center}
 .bar input{flex:1 1 14rem}
@@ -173,7 +173,7 @@ th[data-k]{cursor:pointer}
 summary{font-weight:600}
 details[open]{padding-bottom:.5rem}
 td:nth-child(5){min-width:11rem}
-@media(max-width:44rem){td:nth-child(n+2):nth-child(-n+4){display:inline-block;margin-right:1rem}}
+@media(max-width:44rem){.cards td:nth-child(n+2):nth-child(-n+4){display:inline-block;margin-right:1rem}}
 """
 
 # %% ../../nbs/kit/11_field.ipynb #14b5561c

@@ -6,8 +6,9 @@ Docs: https://slmkit.github.io/slmkit/kit/ledger.html.md"""
 
 # %% auto #0
 __all__ = ['ONE', 'NUMBERS', 'RUN', 'OPS', 'CALLS', 'safe', 'file_of', 'today', 'write_text', 'dump', 'head', 'plain_parameters',
-           'verdicts', 'merge', 'records_of', 'attempt', 'publish', 'arithmetic', 'evaluate', 'near', 'wrong_values',
-           'problems', 'check_ledger', 'reattest', 'rotating', 'compare', 'canary', 'verbs']
+           'verdicts', 'merge', 'records_of', 'attempt', 'check_defaults', 'make_entry', 'publish', 'arithmetic',
+           'evaluate', 'near', 'wrong_values', 'problems', 'check_ledger', 'reattest', 'rotating', 'compare', 'canary',
+           'verbs']
 
 # %% ../../nbs/kit/10_ledger.ipynb #af864234
 import ast, json, math, operator, os, re, tempfile
@@ -60,8 +61,10 @@ def dump(
     return "{\n" + ",\n".join(f' {one(k)}: {many(v) if isinstance(v, list) and v else one(v)}'
                               for k, v in entry.items()) + "\n}\n"
 
-# %% ../../nbs/kit/10_ledger.ipynb #52bfd48a
+# %% ../../nbs/kit/10_ledger.ipynb #001e26de
 ONE = "technique", "profile", "model", "data", "hardware", "parameters", "hashes"
+
+# %% ../../nbs/kit/10_ledger.ipynb #a238544f
 def head(
     records, # dicts, one a run
 ):
@@ -134,7 +137,32 @@ def attempt(records, found, hashes):
     outcomes = {n: v.outcome for n, v in found.items()}
     return dict(date=today(), **hashes, seeds=f"{seeds[0]}-{seeds[-1]}", outcomes=outcomes)
 
-# %% ../../nbs/kit/10_ledger.ipynb #fec43560
+# %% ../../nbs/kit/10_ledger.ipynb #42e640c6
+def check_defaults(
+    shared, # of `head`
+    where=None, # path of the technique's notebook; None = found by name, and nothing is checked where it isn't here
+):
+    "Raise a KitError where a parameter is not at the notebook's default: the ledger holds nothing else."
+    from slmkit.kit.notebooks import parameters, read, techniques
+    path = where or techniques().get(shared["technique"])
+    known = parameters(read(path)) if path else {}
+    for k, v in shared["parameters"].items():
+        if k in known and k != "columns" and v != known[k].default:
+            raise KitError(f"{shared['technique']}: {k}={v!r} is not the notebook's default {known[k].default!r}: "
+                           "the ledger holds default parameters only")
+
+# %% ../../nbs/kit/10_ledger.ipynb #ed4a1fee
+def make_entry(shared, records, found, old, command):
+    "The entry as a dict: what the runs share, claims with verdicts, all attempts, and the runs."
+    specs, last = {n: records[0]["claims"][n]["spec"] for n in found}, records[-1]
+    numbers = lambda r: {n: {k: c.get(k) for k in NUMBERS} for n, c in r["claims"].items()}
+    runs = [{k: r[k] for k in RUN if r.get(k) is not None} | {"claims": numbers(r)} for r in records]
+    attempts = (old["attempts"] if old else []) + [attempt(records, found, shared["hashes"])]
+    claims = {n: dict(spec=specs[n], verdict=asdict(v)) for n, v in found.items()}
+    return shared | dict(command=command, date=today(), commit=last.get("commit"), versions=last.get("versions"),
+                         claims=claims, attempts=attempts, attested=[], runs=runs)
+
+# %% ../../nbs/kit/10_ledger.ipynb #86648181
 def publish(
     records,     # of confirm seeds, one dict a run, all of one technique, profile, model, data and machine
     command,     # that made them
@@ -143,25 +171,20 @@ def publish(
 ):
     "Judge the records and replace the entry, keeping its attempts; gives the path. KitError in one line on bad input."
     shared = head(records) | {"external": external}
+    check_defaults(shared)
     path = file_of(shared, folder)
     old = json.loads(path.read_text()) if path.exists() else None
     if old and any(old[k] != shared[k] for k in ("technique", "model", "data")):
         raise KitError(f"{path}: belongs to {old['model']} on {old['data']}: rename the model or data set")
     records = sorted(merge(old, records, shared["hashes"]), key=lambda r: r["seed"])
-    found = verdicts(records)
-    specs = {n: records[0]["claims"][n]["spec"] for n in found}
-    runs = [{k: r.get(k) for k in RUN if r.get(k) is not None} |
-            {"claims": {n: {k: c.get(k) for k in NUMBERS} for n, c in r["claims"].items()}} for r in records]
-    entry = shared | dict(command=command, date=today(), commit=records[-1].get("commit"),
-                          versions=records[-1].get("versions"),
-        claims={n: dict(spec=specs[n], verdict=asdict(v)) for n, v in found.items()},
-        attempts=(old["attempts"] if old else []) + [attempt(records, found, shared["hashes"])], attested=[], runs=runs)
-    return write_text(path, dump(entry))
+    return write_text(path, dump(make_entry(shared, records, verdicts(records), old, command)))
 
-# %% ../../nbs/kit/10_ledger.ipynb #48a55192
+# %% ../../nbs/kit/10_ledger.ipynb #1078101d
 OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
        ast.USub: operator.neg}
 CALLS = dict(min=min, max=max, abs=abs, log=math.log, exp=math.exp, sqrt=math.sqrt, float=float)
+
+# %% ../../nbs/kit/10_ledger.ipynb #0e70bbd0
 def arithmetic(
     n,    # node of the syntax tree
     arms, # name -> number

@@ -36,7 +36,7 @@ code{padding:.1em .3em;overflow-wrap:anywhere}
 pre{padding:.7rem;overflow:auto;max-height:24rem}
 """
 
-# %% ../../nbs/kit/17_page.ipynb #792ed034
+# %% ../../nbs/kit/17_page.ipynb #ca85eff3
 FORM = """
 img,svg{max-width:100%;height:auto}
 figure{margin:.5rem 0}
@@ -44,24 +44,24 @@ summary{cursor:pointer}
 input,select,button{font:inherit;color:inherit;background:var(--card);border:1px solid var(--line);border-radius:6px;
 padding:.35rem .6rem;max-width:100%}
 :focus-visible{outline:2px solid var(--link);outline-offset:1px}
-.tag{display:inline-block;padding:.05rem .5rem;border-radius:99px;background:var(--card);color:var(--soft);
+.tag{display:inline-block;padding:.05rem .5rem;border-radius:.8rem;background:var(--card);color:var(--soft);
 font-size:.85rem}
 .good{background:var(--goodbg);color:var(--good)}.bad{background:var(--badbg);color:var(--bad)}
 .mid{background:var(--midbg);color:var(--mid)}.odd{background:var(--oddbg);color:var(--odd)}
 """
 
-# %% ../../nbs/kit/17_page.ipynb #7f02de48
+# %% ../../nbs/kit/17_page.ipynb #359c2519
 TABLE = """
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{text-align:left;vertical-align:top;padding:.45rem .6rem;border-bottom:1px solid var(--line)}
 th{color:var(--soft);font-weight:600;white-space:nowrap}
 .facts{display:flex;flex-wrap:wrap;gap:.5rem 1.5rem;margin:.7rem 0;padding:0;list-style:none}
 .facts b{font-size:1.2rem;display:block}
-@media(max-width:44rem){thead{display:none}
-tr{display:block;padding:.6rem 0;border-bottom:1px solid var(--line)}
-td{display:block;border:0;padding:.1rem 0}
-td[data-h]:not(:empty)::before{content:attr(data-h) ": ";color:var(--soft)}
-td.head{font-size:1rem}}
+@media(max-width:44rem){.cards thead{display:none}
+.cards tr{display:block;padding:.6rem 0;border-bottom:1px solid var(--line)}
+.cards td{display:block;border:0;padding:.1rem 0}
+.cards td[data-h]:not(:empty)::before{content:attr(data-h) ": ";color:var(--soft)}
+.cards td.head{font-size:1rem}}
 """
 
 # %% ../../nbs/kit/17_page.ipynb #cc3b0908
@@ -88,15 +88,16 @@ def tag(
     "A small rounded label."
     return f'<span class="tag {TONES.get(outcome, "")}">{escape(text or outcome)}</span>'
 
-# %% ../../nbs/kit/17_page.ipynb #ff5e44d6
+# %% ../../nbs/kit/17_page.ipynb #e27cc7ff
 def table(
     heads, # column names
     rows,  # lists of cells as HTML
     attrs=None, # one string of attributes a row
+    cards=True, # on a narrow screen each row becomes a card; False where the columns are few
 ):
-    "An HTML table; on a narrow screen each row is a card whose cells name their column."
+    "An HTML table; as a card each cell names its column."
     cells = lambda row: "".join(f'<td class="head">{c}</td>' if i == 0 else f'<td data-h="{escape(h)}">{c}</td>'
                                 for i, (h, c) in enumerate(zip(heads, row)))
     body = "".join(f"<tr {a}>{cells(r)}</tr>" for r, a in zip(rows, attrs or [""]*len(rows)))
     top = "".join(f"<th>{escape(h)}</th>" for h in heads)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table{' class=cards' if cards else ''}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
