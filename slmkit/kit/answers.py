@@ -11,7 +11,7 @@ __all__ = ['FINE', 'USUAL', 'TOLERANCE', 'as_array', 'compare', 'brief']
 import json
 from .messages import numbers, pack, unpack
 
-# %% ../../nbs/kit/25_answers.ipynb #94791175
+# %% ../../nbs/kit/25_answers.ipynb #a76ac75f
 FINE, USUAL = (1e-6, 1e-8), (1e-4, 1e-5)  # relative, absolute
 TOLERANCE = dict(bfloat16=(2e-2, 2e-2), float16=(5e-3, 5e-3), float32=USUAL, complex64=USUAL, float64=FINE, complex128=FINE)
 def _is_array(m): return isinstance(m, dict) and ("array" in m or "tensor" in m)
@@ -25,7 +25,7 @@ def as_array(
     if isinstance(m, (dict, str)) or m is None: return None
     try: x = np.asarray(unpack(m))
     except (ValueError, TypeError, OverflowError): return None
-    return (x, x.dtype.name) if x.dtype.kind in "biufc" and x.size else None
+    return (x, x.dtype.name) if x.dtype.kind in "biufc" else None
 
 # %% ../../nbs/kit/25_answers.ipynb #25750422
 def compare(
