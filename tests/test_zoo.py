@@ -1,0 +1,59 @@
+"The zoo's verbs and its door, on a copy of the zoo: whole, damaged, missing."
+import json, shutil
+import pytest
+from slmkit.core import zoo
+from slmkit.core.settings import KitError
+from slmkit.kit import zoo_verbs
+from slmkit.kit.cli import main
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    shutil.copytree(zoo.zoo_folder(), tmp_path/"zoo")
+    monkeypatch.setattr(zoo, "zoo_folder", lambda: tmp_path/"zoo")
+    return tmp_path/"zoo"
+
+def said(capsys, *argv):
+    "Exit code, stdout, stderr of a command."
+    with pytest.raises(SystemExit) as e: main(list(argv))
+    out = capsys.readouterr()
+    return e.value.code, out.out.strip(), out.err.strip()
+
+def corrupt(path):
+    data = bytearray(path.read_bytes()); data[len(data)//2] ^= 1; path.write_bytes(data)  # one bit
+
+def test_shipped_weights_are_whole(capsys):
+    code, out, _ = said(capsys, "zoo", "verify")
+    assert code == 0 and "t5-1m" in out and out.endswith("whole")
+
+def test_list_and_card(capsys, copy):
+    (copy/"t5-1m/card.json").write_text(json.dumps(json.loads((copy/"t5-1m/card.json").read_text()) | dict(parameters=1234567)))
+    assert "1.23 M" in said(capsys, "zoo", "list")[1]
+    assert "parameters: 1,234,567" in said(capsys, "zoo", "card", "t5-1m")[1]
+    assert json.loads(said(capsys, "zoo", "card", "t5-1m", "--json")[1])["parameters"] == 1234567
+
+@pytest.mark.parametrize("argv", [["zoo", "verify"], ["zoo", "verify", "t5-1m"]])
+def test_one_changed_bit_is_told_with_what_to_do(capsys, copy, argv):
+    corrupt(copy/"t5-1m/model.safetensors")
+    code, _, err = said(capsys, *argv)
+    assert code == 2 and "corrupted" in err and "git checkout -- slmkit/zoo" in err and "\n" not in err
+
+def test_loading_corrupted_or_missing_weights_is_one_line(copy):
+    corrupt(copy/"t5-1m/model.safetensors")
+    with pytest.raises(KitError, match="corrupted.*git checkout"): zoo.load_model("t5-1m")
+    (copy/"t5-1m/model.safetensors").unlink()
+    with pytest.raises(KitError, match="missing.*git checkout"): zoo.load_model("t5-1m")
+
+@pytest.mark.parametrize("card", [None, "{", "{}", "[3]"])
+def test_a_missing_or_damaged_card_is_one_line(capsys, copy, card):
+    path = copy/"t5-1m/card.json"
+    path.unlink() if card is None else path.write_text(card)
+    code, _, err = said(capsys, "zoo", "verify")
+    assert code == 2 and "git checkout -- slmkit/zoo" in err and "\n" not in err
+    assert said(capsys, "zoo", "list")[0] == 0  # the list of the others still works
+
+def test_unknown_name_and_empty_zoo(capsys, copy):
+    code, _, err = said(capsys, "zoo", "card", "t5-1n")
+    assert code == 2 and "did you mean 't5-1m'" in err and "\n" not in err
+    shutil.rmtree(copy/"t5-1m")
+    code, _, err = said(capsys, "zoo", "verify")
+    assert code == 2 and "empty" in err and "\n" not in err
