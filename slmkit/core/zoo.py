@@ -63,7 +63,7 @@ def with_decoder(
     model.fresh = True
     return model, tok
 
-# %% ../../nbs/core/06_zoo.ipynb #6644cf85
+# %% ../../nbs/core/06_zoo.ipynb #85095ee8
 def load_model(
     name,   # zoo name, local checkpoint folder, or hub id (owner/name)
     device=None, # None = a GPU where there is one
@@ -81,7 +81,7 @@ def load_model(
         model.fresh = False
     else: model, tok = with_decoder(where)
     if name in zoo(): model.set_attn_implementation("eager")  # faster than sdpa at this size on a CPU, and shows attentions
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tok
+    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tok
 
 # %% ../../nbs/core/06_zoo.ipynb #dcba3ecb
 def warn_unknown(
