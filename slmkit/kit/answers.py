@@ -11,9 +11,10 @@ __all__ = ['FINE', 'USUAL', 'TOLERANCE', 'as_array', 'compare', 'brief']
 import json
 from .messages import numbers, pack, unpack
 
-# %% ../../nbs/kit/25_answers.ipynb #a76ac75f
+# %% ../../nbs/kit/25_answers.ipynb #87f666e3
 FINE, USUAL = (1e-6, 1e-8), (1e-4, 1e-5)  # relative, absolute
-TOLERANCE = dict(bfloat16=(2e-2, 2e-2), float16=(5e-3, 5e-3), float32=USUAL, complex64=USUAL, float64=FINE, complex128=FINE)
+TOLERANCE = dict(bfloat16=(2e-2, 2e-2), float16=(5e-3, 5e-3), float32=USUAL, complex64=USUAL, float64=FINE,
+                 complex128=FINE)
 def _is_array(m): return isinstance(m, dict) and ("array" in m or "tensor" in m)
 def as_array(
     m, # packed
@@ -27,7 +28,7 @@ def as_array(
     except (ValueError, TypeError, OverflowError): return None
     return (x, x.dtype.name) if x.dtype.kind in "biufc" else None
 
-# %% ../../nbs/kit/25_answers.ipynb #25750422
+# %% ../../nbs/kit/25_answers.ipynb #5f22c110
 def compare(
     want, # packed right answer
     got,  # packed answer of the student
@@ -37,7 +38,8 @@ def compare(
     except Exception as e: return f"what came back could not be read ({type(e).__name__})"
 def _compare(want, got):
     if _is_array(want) or type(want) in (bool, int, float): return _arrays(as_array(want), as_array(got), got)
-    if isinstance(want, str) or want is None: return None if type(want) is type(got) and want == got else _other(want, got)
+    if isinstance(want, str) or want is None:
+        return None if type(want) is type(got) and want == got else _other(want, got)
     a, b = _items(want), _items(got)
     if b is None or a[0] != b[0]: return f"a {a[0]} is expected, not {brief(got)}"
     if len(a[1]) != len(b[1]): return f"{len(a[1])} entries are expected, not {len(b[1])}"
@@ -72,7 +74,7 @@ def _arrays(want, got, raw):
     return f"{int(bad.sum())} of {bad.size} numbers differ, the first at {list(at)}: {said}" if w.ndim else said
 def _number(x): return f"{x:.6g}" if x.dtype.kind in "fc" else str(x.item())
 
-# %% ../../nbs/kit/25_answers.ipynb #e1d5ffcb
+# %% ../../nbs/kit/25_answers.ipynb #ef02c697
 def brief(
     m,          # packed
     most=300,   # characters
@@ -90,6 +92,7 @@ def brief(
 def _short(m):
     if isinstance(m, list): return [_short(v) for v in m[:20]] + ["…"] * (len(m) > 20)
     if _is_array(m): return _Text(brief(m))
+    if isinstance(m, float): return float(f"{m:.6g}")
     if not isinstance(m, dict): return m
     kind, v = next(iter(m.items()))
     return {_key(k): _short(x) for k, x in v[:20]} if kind == "dict" else tuple(map(_short, v[:20]))

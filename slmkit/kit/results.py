@@ -75,20 +75,20 @@ def table(
     for r in results: rows.writerow([_cell(r["student"]), _cell(r["id"]), "", "", "", f"{r['points']:g}"])
     return out.getvalue()
 
-# %% ../../nbs/kit/26_results.ipynb #b6f0b0b3
+# %% ../../nbs/kit/26_results.ipynb #881ac626
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#1c2733;background:#fff}
 h1{font-size:1.5rem;margin:0} h2{font-size:1.1rem;margin:0;display:flex;justify-content:space-between;gap:1rem}
 .who{color:#5b6875;margin:.2rem 0 1rem;overflow-wrap:anywhere} .sum{font-size:2rem;font-weight:600;margin:.5rem 0}
 .bar{height:.5rem;border-radius:.25rem;background:#e3e8ed;overflow:hidden;margin:.5rem 0} .bar i{display:block;height:100%;background:#2e8b57}
 section{border:1px solid #d5dce3;border-radius:.5rem;padding:1rem 1.2rem;margin:1rem 0}
-section.half .bar i{background:#d08a1d} code,pre{font:14px/1.45 ui-monospace,monospace}
+section.half .bar i{background:#d08a1d} code,pre{font:14px/1.45 ui-monospace,monospace} h2 code{font-size:1rem;font-weight:600}
 pre{background:#f5f7f9;border-radius:.3rem;padding:.5rem .7rem;margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 table{width:100%;border-collapse:collapse;margin:.6rem 0}
-th{font-weight:500;text-align:left;vertical-align:top;width:6rem;padding:.4rem .5rem .2rem 0} td{padding:.2rem 0} .say{margin:.5rem 0;overflow-wrap:anywhere} 
+th{font-weight:500;text-align:left;vertical-align:top;width:7rem;white-space:nowrap;padding:.4rem .5rem .2rem 0} td{padding:.2rem 0} .say{margin:.5rem 0;overflow-wrap:anywhere} 
 .hint{background:#eef4fb;border-radius:.3rem;padding:.5rem .7rem;margin:.6rem 0 0}
 details{margin:.6rem 0 0} summary{cursor:pointer;color:#5b6875} .ok{color:#2e8b57} .no{color:#b3372f} small{color:#5b6875}"""
 
-# %% ../../nbs/kit/26_results.ipynb #33c974e2
+# %% ../../nbs/kit/26_results.ipynb #f0a64fa4
 def part(
     x, # result of one exercise
 ):
@@ -99,10 +99,10 @@ def part(
            f"<div class=bar><i style='width:{100*share:.0f}%'></i></div>"]
     mark = "<b class=ok>✓</b>" if share == 1 else "<b class=no>✗</b>"
     out.append(f"<div>{mark} {x['right']} of {x['cases']} hidden checks right</div>")
-    first = "First wrong answer: " if x["first_wrong"] else ""
+    first = "First wrong answer: " if "got" in x["first_wrong"] else ""
     if x["problem"]: out.append(f"<p class=say>{first}{escape(x['problem'])}</p>")
     names = dict(given="Input", expected="Expected", got="Your answer")
-    rows = "".join(f"<tr><th>{names[k]}<td><pre>{escape(x['first_wrong'][k])}</pre>" for k in names if k in x["first_wrong"])
+    rows = "".join(f"<tr><th>{names[k]}<td><pre>{escape(x['first_wrong'][k])}</pre>" for k in names if x["first_wrong"].get(k))
     if rows: out.append(f"<table>{rows}</table>")
     return "\n".join(out + extras(x, share)) + "</section>"
 

@@ -9,8 +9,8 @@ __all__ = ['CLONE', 'BIND', 'READONLY', 'REMOUNT', 'NOSUID', 'NODEV', 'ENV', 'li
            'Limits', 'drop', 'child', 'family', 'sweep', 'guard', 'watch', 'plan_isolation', 'nursery', 'Nursery',
            'Job', 'isolation', 'echo']
 
-# %% ../../nbs/kit/21_sandbox.ipynb #c54d77f9
-import ctypes, gc, importlib, json, os, random, signal, socket, struct, subprocess, sys, tempfile, threading, time
+# %% ../../nbs/kit/21_sandbox.ipynb #17a0a625
+import ctypes, gc, importlib, json, os, random, select, signal, socket, struct, subprocess, sys, tempfile, threading, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from ..core.settings import KitError
@@ -168,20 +168,20 @@ def sweep(
             try: os.kill(p, signal.SIGKILL)
             except OSError: pass
 
-# %% ../../nbs/kit/21_sandbox.ipynb #ace08707
+# %% ../../nbs/kit/21_sandbox.ipynb #3ec7129c
 def guard(
     pid,    # of the child
     limits, # Limits
 ):
     "Wait for the child; why it has to be killed (`time`, `memory`), or None where it ended by itself; peak in MB."
-    start, base, peak, pause, turn = time.monotonic(), _rss(pid), 0, .001, 0
-    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+    start, base, peak, pause, turn, end = time.monotonic(), _rss(pid), 0, .001, 0, os.pidfd_open(pid)
+    while not select.select([end], [], [], pause)[0]:  # readable at once when the child ends
         turn += 1
         pids = family(pid) if turn % 8 == 0 else [pid]
         peak = max(peak, sum(max(0, _rss(p) - base) for p in pids))
         if peak > limits.memory << 20: return "memory", peak >> 20
         if time.monotonic() - start > limits.seconds: return "time", peak >> 20
-        time.sleep(pause); pause = min(.02, pause * 1.5)
+        pause = min(.02, pause * 1.5)
     return None, peak >> 20
 
 # %% ../../nbs/kit/21_sandbox.ipynb #944d22d0
