@@ -52,7 +52,7 @@ def marks(spec, ax):
         ax.axvspan(spec["nominal"] - spec["tolerance"], spec["nominal"] + spec["tolerance"], color="#15803d", alpha=.15)
     if lines: ax.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False, fontsize=12)
 
-# %% ../../nbs/core/14_signature.ipynb #0607ec9c
+# %% ../../nbs/core/14_signature.ipynb #96845855
 def picture(
     draw,    # draw(records, ax)
     records, # dicts with seed, value, control, arms
@@ -65,7 +65,8 @@ def picture(
     with plt.rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.spines.left": False}):
         fig, ax = plt.subplots(figsize=size, layout="constrained")
-        draw(records, ax)
+        try: draw(records, ax)
+        except Exception: plt.close(fig); raise  # half a picture is not left open
         ax.tick_params(axis="y", length=0)
         fig.suptitle("\n".join(textwrap.wrap(title, int(9.5*size[0]))), fontsize=13, x=.02, ha="left")
     return fig

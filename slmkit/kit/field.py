@@ -20,13 +20,13 @@ from .ledger import write_text
 from .page import page, table, tag
 from .verdicts import rows as verdict_rows
 
-# %% ../../nbs/kit/11_field.ipynb #61ecad77
+# %% ../../nbs/kit/11_field.ipynb #61e8c0d3
 def known_from(
     text, # about a work, "(from memory)" at its end where that is so
 ):
-    "The text without its mark, and 'memory' or 'abstract'."
+    "The text without a mark at its end, and 'memory' if it or a part of it is from memory, else 'abstract'."
     bare = re.sub(r"\s*\(from memory\)\s*(\.?)\s*$", r"\1", text or "").strip()
-    return bare, "memory" if bare != (text or "").strip() else "abstract"
+    return bare, "memory" if "from memory" in (text or "") else "abstract"
 
 # %% ../../nbs/kit/11_field.ipynb #fc65b277
 TEXTS = "claim", "mechanism", "paper_result"

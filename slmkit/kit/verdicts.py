@@ -52,13 +52,14 @@ def unrun(
     return said | figure | dict(claim=claim["name"], profile="", outcome="never run", label="never run", n=0,
                                 attempts=0, stale=False, external=False, reason="no confirm seed has run")
 
-# %% ../../nbs/kit/15_verdicts.ipynb #4954e1af
+# %% ../../nbs/kit/15_verdicts.ipynb #48306835
 def rows(
     root=None,   # the project, for claims that were never run; None = the one around this folder
     folder=None, # of the ledger
 ):
     "The table: rows of all entries, then the claims that were never run."
     done = [row(e, n) for e in entries(folder=folder) for n in e["claims"]]
+    done.sort(key=lambda r: (r["technique"], r["claim"], PROFILES.index(r["profile"]), r["external"]))
     seen = {(r["technique"], r["claim"]) for r in done}
     return done + [unrun(c) for c in declared(root) if (c["technique"], c["name"]) not in seen]
 

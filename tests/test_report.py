@@ -1,0 +1,200 @@
+"The report of made-up run folders: what it must say, what it must never say, and what changed between two batches."
+import csv, io, json, re
+from html.parser import HTMLParser
+import pytest
+from slmkit.core.settings import KitError
+from slmkit.kit.changes import compare, said
+from slmkit.kit.cli import main
+from slmkit.kit.ledger import publish
+from slmkit.kit.report import BUILD, claim_rows, failures, groups, newest, word, write
+
+SPEC = dict(work="some-work", says="x <beats> y.", paper=dict(value=.04, setting="T5", provenance="memory", comparable=["paper"]),
+            kind="effect", metric="gain", least=.02, unit="training", settles=dict(cpu="partly"), band=None, tolerance=None, nominal=None,
+            value="lambda a: a['x'] - a['y']", control="lambda a: a['z'] - a['y']")
+
+
+def record(seed, gain=.05, status="ok", technique="distill/made_up", seconds=3., **change):
+    v = gain + ((seed*7) % 10 - 4.5)/300
+    arms = dict(x=.5 + v, y=.5, z=.501)
+    claims = dict(helps=dict(value=arms["x"] - .5, control=arms["z"] - .5, arms=arms, rows="ab"*8, n_rows=1000, spec=SPEC))
+    return dict(technique=technique, profile="cpu", seed=seed, parameters=dict(seed=seed, alpha=.5), model="t5-1m", data="facts",
+                claims=claims if status == "ok" else {}, hashes=dict(code="c", model="m", data="d"), commit="abc1234", date="2026-01-01",
+                versions=dict(torch="2.13"), hardware="cpu-x-1t-torch2.13", seconds=seconds, cpu_seconds=2.9, peak_mb=500., stacked=False,
+                status=status, error=None if status == "ok" else "ValueError: <script>alert(1)</script>\nsecond line",
+                notebook=f"notebooks/{technique.replace('/', '_')} {seed}.ipynb") | change
+
+
+def batch(folder, records):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/"records.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_ledger(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLMKIT_LEDGER", str(tmp_path/"ledger"))
+
+
+BUILDING, CONFIRMED = [record(s) for s in range(3)], [record(s) for s in range(100, 110)]
+NO_VERDICT = ("holds here", "reproduced", "confounded", "inconclusive")
+
+
+class Page(HTMLParser):
+    "Tags that are opened and closed, ids, links and text."
+    def __init__(self, html):
+        super().__init__(); self.open, self.links, self.ids, self.text, self.wrong = [], [], [], [], []
+        self.feed(html)
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.links += [a[k] for k in ("href", "src", "xlink:href") if k in a]
+        if "id" in a: self.ids.append(a["id"])
+        if tag not in ("meta", "br", "input", "link", "img"): self.open.append(tag)
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag: self.wrong.append(tag)
+    def handle_data(self, data): self.text.append(data)
+
+
+def test_a_report_stands_alone_and_is_well_formed(tmp_path):
+    html = write(batch(tmp_path/"run", BUILDING + CONFIRMED)).read_text()
+    page = Page(html)
+    assert page.wrong == [] and page.open == [] and "<svg" in html and "viewport" in html
+    assert not any(re.match(r"https?:|//|file:|data:", l) for l in page.links) and "@import" not in html
+    for l in page.links:
+        assert not l.startswith("#") or l[1:] in page.ids
+
+
+def test_building_seeds_are_never_called_a_verdict(tmp_path):
+    path = write(batch(tmp_path/"run", BUILDING))
+    for f in (path, path.with_suffix(".md"), path.with_suffix(".csv")):
+        text = f.read_text()
+        assert BUILD in text and not any(w in text for w in NO_VERDICT), f
+
+
+def test_confirm_seeds_give_the_ledgers_verdict(tmp_path):
+    publish(CONFIRMED, "slmkit confirm")
+    text = " ".join(Page(write(batch(tmp_path/"run", CONFIRMED + BUILDING)).read_text()).text)
+    assert "holds here, at small scale" in text and BUILD in text
+    assert "0.04 (from memory, unchecked)" in text and "nothing published" not in text
+
+
+def test_this_batch_beside_the_ledger(tmp_path):
+    publish(CONFIRMED, "slmkit confirm")
+    [row] = claim_rows([record(s, gain=.01) for s in range(3)])
+    assert row["label"] == BUILD and row["mean"] < .02 < row["ledger_low"] and row["ledger_label"] == "holds here, at small scale"
+
+
+@pytest.mark.parametrize("records, start", [
+    (CONFIRMED[:9], "no verdict: 9 seeds"), (CONFIRMED[:9] + [record(109, status="failed")], "no verdict: the run of seed 109 failed"),
+    (CONFIRMED[:9] + [record(109, hashes=dict(code="new", model="m", data="d"))], "no verdict: records from different code"),
+    (CONFIRMED[:9] + [record(109, hashes={})], "no verdict: the record of seed 109 lacks")])
+def test_incomplete_confirm_seeds_give_no_verdict(tmp_path, records, start):
+    assert word("helps", groups(records)[0]).startswith(start)
+    text = write(batch(tmp_path/"run", records)).read_text()
+    assert not any(w in text for w in NO_VERDICT)
+
+
+def test_failures_come_with_their_traceback_and_cannot_inject(tmp_path):
+    run = batch(tmp_path/"run", BUILDING + [record(3, status="failed"), record(4, status="oom", error=None)])
+    error = dict(output_type="error", traceback=["\x1b[31mTraceback\x1b[0m", "line 3 <b>", "ValueError: no rows"])
+    (run/"notebooks").mkdir()
+    (run/"notebooks/distill_made_up 3.ipynb").write_text(json.dumps(dict(cells=[dict(outputs=[error])])))
+    html = write(run).read_text()
+    assert "line 3 &lt;b&gt;" in html and "\x1b" not in html and "<script>alert" not in html and "oom" in html
+    assert "line 3 <b>" in (run/"report.md").read_text()
+
+
+def test_links_lead_to_the_executed_notebooks(tmp_path):
+    links = Page(write(batch(tmp_path/"run", BUILDING)).read_text()).links
+    assert "notebooks/distill_made_up%200.ipynb" in links
+
+
+def test_arms_costs_and_environment_are_there(tmp_path):
+    text = " ".join(Page(write(batch(tmp_path/"run", BUILDING)).read_text()).text)
+    for word_ in ("x", "0.501", "3 s a run", "500 MB at the peak", "torch", "2.13", "abc1234", "cpu-x-1t-torch2.13"): assert word_ in text
+    assert "J" not in re.findall(r"500 MB at the peak[^<]{0,9}", text)[0]  # no energy where nothing counted it
+
+
+def test_energy_is_shown_where_it_was_counted(tmp_path):
+    html = write(batch(tmp_path/"run", [r | dict(energy_j=42.) for r in BUILDING])).read_text()
+    assert "42 J" in html
+
+
+def test_csv_and_markdown_hold_the_same_lines(tmp_path):
+    path = write(batch(tmp_path/"run", BUILDING + CONFIRMED))
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    assert [r["seeds"] for r in rows] == ["0-2", "100-109"] and float(rows[0]["mean"]) == pytest.approx(.035, abs=.02)
+    assert path.with_suffix(".md").read_text().count("\n| helps") == 2
+
+
+def test_sweeps_and_reruns_are_kept_apart_and_together():
+    swept = [record(0), record(0, parameters=dict(seed=0, alpha=.9)), record(0, gain=.09)]
+    rows = claim_rows(swept)
+    assert [r["n"] for r in rows] == [1, 1] and rows[0]["mean"] > .07  # the later run of a seed counts
+
+
+def test_techniques_stay_together_though_runs_are_mixed(tmp_path):
+    mixed = [record(s, technique=t) for s in range(2) for t in ("distill/a", "reason/b")]
+    html = write(batch(tmp_path/"run", mixed)).read_text()
+    assert html.count('<h2 id="distill-a"') == html.count('<h2 id="reason-b"') == 1
+
+
+def test_a_record_without_a_spec_breaks_no_report(tmp_path):
+    import matplotlib.pyplot as plt
+    before = len(plt.get_fignums())
+    odd = record(0); odd["claims"]["helps"] = dict(value=.1, control=None, arms={}, spec={})
+    assert "can't be drawn" in write(batch(tmp_path/"run", [odd, record(1, status="failed", notebook=None)])).read_text()
+    assert len(plt.get_fignums()) == before  # the picture that failed is closed as well
+
+
+@pytest.mark.parametrize("text, said_", [("", "no records"), ("{}\n", "records.jsonl:1"), ("nonsense", "records.jsonl:1")])
+def test_a_folder_that_is_no_batch(tmp_path, text, said_):
+    (tmp_path/"records.jsonl").write_text(text)
+    with pytest.raises(KitError) as e: write(tmp_path)
+    assert said_ in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(KitError, match="no records.jsonl"): write(tmp_path/"missing")
+
+
+# two batches
+
+AFTER = [record(s, gain=-.05, seconds=6.) for s in range(100, 110)]
+
+
+def test_what_changed_outcome_and_what_got_slower():
+    c = compare(CONFIRMED + [record(0, status="failed")], AFTER + [record(1, status="failed"), record(0)])
+    [changed] = [o for o in c["outcomes"] if o["what"] == "outcome"]
+    assert (changed["was"]["label"], changed["now"]["label"]) == ("holds here, at small scale", "not reproduced here")
+    assert c["times"][0]["was"] == 3. and c["times"][0]["now"] == 6. and c["fail_now"] == [("distill/made_up", "cpu", 1)]
+    assert c["work_again"] == [("distill/made_up", "cpu", 0)]
+
+
+def test_nothing_changed_is_said():
+    assert said(compare(BUILDING, BUILDING)) == "nothing changed"
+
+
+def test_a_small_difference_in_time_is_no_news():
+    assert compare(BUILDING, [r | dict(seconds=3.3) for r in BUILDING])["times"] == []
+
+
+def test_new_and_gone_claims():
+    other = [r | dict(technique="reason/other") for r in BUILDING]
+    assert {o["what"] for o in compare(BUILDING, other)["outcomes"]} == {"new", "gone"}
+
+
+def test_the_report_of_two_batches_on_the_command_line(tmp_path, capsys):
+    a, b = batch(tmp_path/"before", CONFIRMED), batch(tmp_path/"after", AFTER)
+    with pytest.raises(SystemExit) as e: main(["report", str(a), str(b)])
+    out = capsys.readouterr().out
+    assert e.value.code == 0 and "→ not reproduced here" in out and "3 s → 6 s" in out
+    assert "Since before" in (b/"report.html").read_text() and not (a/"report.html").exists()
+
+
+def test_the_newest_batch_is_taken_where_none_is_named(tmp_path):
+    with pytest.raises(KitError, match="no run folder"): newest(tmp_path/"runs")
+    assert newest(batch(tmp_path/"runs/x", BUILDING).parent).name == "x"
+
+
+def test_figures_do_not_pile_up(tmp_path):
+    import matplotlib.pyplot as plt
+    before = len(plt.get_fignums())
+    write(batch(tmp_path/"run", BUILDING + CONFIRMED))
+    assert len(plt.get_fignums()) == before
