@@ -168,10 +168,11 @@ def _child(cells, pipe, parent):
 def _write(fd, data):
     while data: data = data[os.write(fd, data):]
 
-# %% ../../nbs/kit/03_engine.ipynb #cea91c6c
+# %% ../../nbs/kit/03_engine.ipynb #75c54665
 def add_output(
     outputs, # of a cell, changed in place
     o,       # message of the shell
+    shown=None, # display id -> outputs that carry it, in any cell
 ):
     "Add one output as a notebook front end would: joining text, updating and clearing displays."
     import nbformat
@@ -179,22 +180,20 @@ def add_output(
     if kind == "clear": outputs.clear()
     elif kind == "stream" and last and last.output_type == "stream" and last.name == o["name"]: last.text = _redrawn(last.text + o["text"])
     elif kind == "stream": outputs.append(nbformat.from_dict({**o, "text": _redrawn(o["text"])}))
-    elif kind == "display_data" and o.pop("update"): _update(outputs, o)
+    elif o.get("update"):
+        for old in (shown or {}).get(o["id"], ()): old.data = nbformat.from_dict(o["data"])
     else:
-        outputs.append(nbformat.from_dict({k: v for k, v in o.items() if k != "id"}))
-        if o.get("id"): outputs[-1].metadata["slmkit_display"] = o["id"]
+        outputs.append(nbformat.from_dict({k: v for k, v in o.items() if k not in ("id", "update")}))
+        if o.get("id") and shown is not None: shown.setdefault(o["id"], []).append(outputs[-1])
 
-# %% ../../nbs/kit/03_engine.ipynb #b239bb49
+# %% ../../nbs/kit/03_engine.ipynb #fe3997d0
 def _redrawn(text): return re.sub(r"[^\n]*\r(?=[^\n])", "", text)
-def _update(outputs, o):
-    for old in outputs:
-        if old.output_type == "display_data" and old.metadata.get("slmkit_display") == o["id"]: old.data = o["data"]
 
-# %% ../../nbs/kit/03_engine.ipynb #36cd8bde
+# %% ../../nbs/kit/03_engine.ipynb #9c0fb197
 class Follower:
     "Keeps a papermill notebook up to date with the messages of a child."
     def __init__(self, man, observe):
-        self.man, self.observe, self.at, self.result, self.since, self.text = man, observe, None, None, None, []
+        self.man, self.observe, self.at, self.result, self.since, self.text, self.shown = man, observe, None, None, None, [], {}
     def cell(self): return self.man.nb.cells[self.at]
     def settle(self):
         "Move the text that has come in into the cell: joined at once, since a loop may print a hundred thousand lines."
@@ -206,14 +205,14 @@ class Follower:
         else: self.settle(); self._take(m)
         self.observe(m, self)
 
-# %% ../../nbs/kit/03_engine.ipynb #d70db8d1
+# %% ../../nbs/kit/03_engine.ipynb #da6ad1c8
 @patch
 def _take(self: Follower, m):
     "Every message but text."
     if "start" in m:
         self.at, self.since = m["start"], time.monotonic()
         self.man.cell_start(self.cell(), self.at)
-    elif "output" in m: add_output(self.cell().outputs, m["output"])
+    elif "output" in m: add_output(self.cell().outputs, m["output"], self.shown)
     elif "end" in m:
         self.cell().execution_count = m["count"] or None
         if m["failed"]: self.man.cell_exception(self.cell(), self.at)
@@ -232,7 +231,7 @@ def stamp(self: Follower,
     add_output(self.cell().outputs, dict(output_type="error", ename=status, evalue=why, traceback=[f"{status}: {why}"]))
     self.man.cell_exception(self.cell(), self.at); self.man.cell_complete(self.cell(), self.at)
 
-# %% ../../nbs/kit/03_engine.ipynb #5362b8ef
+# %% ../../nbs/kit/03_engine.ipynb #a55e83ef
 def follow(
     pid,  # of the child
     pipe, # read end
@@ -241,15 +240,16 @@ def follow(
     timeout=None,      # seconds for the notebook
     stopped=lambda: False, # asked twice a second: should it end?
 ):
-    "Read messages until the child is gone; gives None or (status, sentence) of a death."
+    "Read messages until the child is done or gone; gives None or (status, sentence) of a death."
     rest, begun, why = b"", time.monotonic(), None
     while True:
         ready = select.select([pipe], [], [], .5)[0]
         data = os.read(pipe, 1 << 20) if ready else None
-        if data == b"": break
+        if data == b"" or data is None and _ended(pid): break  # a process that it left behind may hold the pipe
         *lines, rest = (rest + data).split(b"\n") if data else (rest,)
         for line in lines: f.take(json.loads(line))
         if lines: f.settle(); f.man.autosave_cell()
+        if f.result: break
         now = time.monotonic()
         if stopped(): why = "stopped", "stopped by you"
         elif timeout and now - begun > timeout: why = "timeout", f"not done after {timeout:g} s, the limit of a run"
@@ -257,12 +257,13 @@ def follow(
         if why: break
     return _reap(pid, why, f)
 
-# %% ../../nbs/kit/03_engine.ipynb #46bd5982
+# %% ../../nbs/kit/03_engine.ipynb #2f2be18c
+def _ended(pid): return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 def _reap(pid, why, f):
     "Wait for the child and what it started; the death's status and sentence, or None where it finished."
     grace = time.monotonic() + (0 if why else 10)
     while not why and time.monotonic() < grace:  # it closed its pipe: it is exiting or has closed it by mistake
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): break
+        if _ended(pid): break
         time.sleep(.002)
     try: os.killpg(pid, signal.SIGKILL)  # the child and whatever it left running
     except (ProcessLookupError, PermissionError): pass

@@ -1,0 +1,211 @@
+"The engine and the warm process: what goes wrong is told apart, and every trap that was met once stays shut."
+import os, signal, subprocess, sys, time, tomllib
+import nbformat, papermill, pytest
+from conftest import ROOT, run_in, write_notebook
+from slmkit.kit.cluster import PapermillPool
+from slmkit.kit.engine import Tap, add_output
+from slmkit.kit.warm import WarmPool
+
+code = lambda nb: [c for c in nb.cells if c.cell_type == "code"]
+status = lambda nb: [c.metadata.papermill.status for c in code(nb)]
+text = lambda nb: "".join(o.get("text", "") for c in code(nb) for o in c.get("outputs", []))
+
+# ---- outputs
+
+def test_same_outputs_as_papermill(tiny, tmp_path):
+    "Text, results, rich display, figures, errors that a tag allows: as papermill's own engine gives them."
+    path = tiny("rich", "print('a'); print('b')\n1 + 1", "from IPython.display import display, Markdown, HTML\ndisplay(Markdown('*x*'))\nHTML('<b>y</b>')",
+        "import sys; print('err', file=sys.stderr)", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", "import asyncio\nawait asyncio.sleep(0)\n'after'",
+        "%%capture got\nprint('hidden')", "got.stdout", "!echo shell", "h = display('first', display_id=True)", "h.update('second')", "x = 3; x;")
+    made = {}
+    for engine in (None, "slmkit"):
+        nb = papermill.execute_notebook(str(path), str(tmp_path/f"{engine}.ipynb"), engine_name=engine, progress_bar=False, kernel_name="python3")
+        nbformat.validate(nbformat.read(tmp_path/f"{engine}.ipynb", 4))
+        made[engine] = [[(o.output_type, o.get("name"), o.get("text", "").replace("\r\n", "\n"), sorted(o.get("data", {})),
+            o.get("data", {}).get("text/plain")) for o in c.outputs if "image/png" not in o.get("data", {})] for c in code(nb)]
+        assert any("image/png" in o.get("data", {}) for c in code(nb) for o in c.outputs)
+    assert made["slmkit"] == made[None]
+
+def test_progress_bar_keeps_last_state(tiny, tmp_path, torch_pool):
+    _, nb = run_in(torch_pool, tiny("bar", "import sys, time\nfor i in range(5): print(f'{i}/5', end='\\r', file=sys.stderr, flush=True); time.sleep(.12)"), tmp_path)
+    assert text(nb).strip("\r") == "4/5"
+
+def test_hundred_thousand_lines(tiny, tmp_path, torch_pool):
+    begun = time.time()
+    e, nb = run_in(torch_pool, tiny("long", "for i in range(100_000): print(i)"), tmp_path)
+    assert e["status"] == "ok" and text(nb).count("\n") == 100_000 and time.time() - begun < 30
+
+def test_progress_inside_a_cell(tiny, tmp_path, torch_pool):
+    "The side channel tells cell and last line while the cell is still running."
+    path = tiny("steps", "import time\nfor i in range(8): print('step', i, flush=True); time.sleep(.15)")
+    torch_pool.start(dict(id="p", notebook=str(path), output=str(tmp_path/"p.ipynb"), log=str(tmp_path/"p.log")))
+    seen = []
+    while not seen or seen[-1]["event"] != "end": seen += [e for e in torch_pool.events(1) if e.get("id") == "p"]
+    said = [e["text"] for e in seen if e["event"] == "progress" and e["text"].startswith("step")]
+    assert len(said) >= 2 and len(said) < 9
+
+# ---- failures
+
+CASES = dict(error=("1/0", "error"), syntax=("def f(:", "syntax"), exit0=("import os; print('last words'); os._exit(0)", "exit"), exit3=("import os; os._exit(3)", "exit"),
+    segfault=("import ctypes; ctypes.string_at(0)", "crash"), abort=("import os; os.abort()", "crash"), memory=("raise MemoryError", "memory"),
+    killed=("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory"), cuda=("raise RuntimeError('CUDA out of memory.')", "memory"),
+    disk=("open('/dev/full', 'w').write('x'*10**6)", "disk"), endless=("while True: pass", "timeout"), asleep=("import time; time.sleep(60)", "timeout"))
+@pytest.mark.parametrize("kind", CASES)
+def test_failure_is_told_apart_and_stamped(kind, tiny, tmp_path, torch_pool):
+    source, wanted = CASES[kind]
+    e, nb = run_in(torch_pool, tiny(kind, "print('before')", source, "print('after')"), tmp_path, id=kind, timeout=1.5 if wanted == "timeout" else 60)
+    assert e["status"] == wanted and e["error"], e
+    failed = [c for c in code(nb) if c.metadata.papermill.status == "failed"]
+    assert len(failed) == 1 and failed[0].outputs[-1].output_type == "error"
+    assert "before" in text(nb) and "after" not in text(nb) and status(nb)[-1] == "pending"
+    if kind == "exit0": assert "last words" in text(nb)
+
+def test_sys_exit_zero_is_no_failure(tiny, tmp_path, torch_pool):
+    e, nb = run_in(torch_pool, tiny("bye", "import sys\nprint('x')", "sys.exit(0)", "print('never')"), tmp_path)
+    assert e["status"] == "ok" and "never" not in text(nb)
+
+def test_a_leftover_process_does_not_hold_the_run(tiny, tmp_path, torch_pool):
+    "A process that the notebook left behind holds the pipe: the run ends all the same, and the process too."
+    begun = time.time()
+    e, nb = run_in(torch_pool, tiny("orphan", "import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(300)\nprint(pid)"), tmp_path)
+    assert e["status"] == "ok" and time.time() - begun < 30
+
+def test_output_folder_vanishes(tiny, tmp_path, torch_pool):
+    out = tmp_path/"out"
+    e, nb = run_in(torch_pool, tiny("vanish", f"import shutil; shutil.rmtree({str(out)!r})", "1"), out)
+    assert e["status"] == "folder"
+
+def test_dead_kernel_of_plain_papermill_is_stamped(tiny, tmp_path):
+    "Trap: papermill itself marks every cell of a crashed run completed."
+    pool = PapermillPool()
+    e, nb = run_in(pool, tiny("dead", "print('before')", "import os; os._exit(3)", "print('after')"), tmp_path)
+    assert e["status"] == "crash" and status(nb)[-2:] == ["failed", "pending"]
+
+def test_papermill_command_line(tiny, tmp_path):
+    "`papermill --engine slmkit` works, fails with the failure, and honours parameters."
+    good, bad = tiny("good", "print('rate is', rate)"), tiny("bad", "import os; os._exit(0)")
+    run = lambda p, *a: subprocess.run([sys.executable, "-m", "papermill", "--engine", "slmkit", str(p), str(tmp_path/"o.ipynb"), *a], capture_output=True, text=True)
+    assert run(good, "-p", "rate", "0.25").returncode == 0 and "rate is 0.25" in text(nbformat.read(tmp_path/"o.ipynb", 4))
+    assert run(bad).returncode != 0
+
+def test_without_fork_plain_papermill(tiny, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "fork")
+    nb = papermill.execute_notebook(str(tiny("plain", "import os; 40 + 2")), str(tmp_path/"o.ipynb"), engine_name="slmkit", progress_bar=False, kernel_name="python3")
+    assert code(nb)[-1].outputs[0].data["text/plain"] == "42"
+
+# ---- isolation
+
+def test_fresh_namespace_and_random_state(tiny, tmp_path, torch_pool):
+    "Trap: forked children inherit the random state of their parent."
+    path = tiny("draw", "import random, numpy, torch\nassert 'leak' not in globals(); leak = 1\nprint(random.random(), numpy.random.rand(), torch.rand(1).item())")
+    draws = [text(run_in(torch_pool, path, tmp_path, id=f"d{i}")[1]).split() for i in range(2)]
+    assert len(draws[0]) == 3 and not set(draws[0]) & set(draws[1])
+
+def test_parallel_torch_in_a_child(tiny, tmp_path, torch_pool):
+    "Trap: one multi-threaded operation in the parent hangs every child."
+    e, _ = run_in(torch_pool, tiny("mm", "import torch\ntorch.set_num_threads(2)\nx = torch.rand(600, 600, requires_grad=True); (x @ x).sum().backward()"), tmp_path, timeout=30)
+    assert e["status"] == "ok", e
+
+def test_environment_and_folder_do_not_leak(tmp_path, torch_pool):
+    "Trap: papermill in threads shares one working directory. Two at once, each in its own, with its own environment."
+    import os
+    for i in "ab":
+        p = write_notebook(tmp_path/i/"nb.ipynb", "import os, time\ntime.sleep(.3); print(os.getcwd(), os.environ.get('MINE'))\nos.environ['LEAK'] = '1'")
+        torch_pool.start(dict(id=i, notebook=str(p), output=str(tmp_path/f"{i}.ipynb"), log=str(tmp_path/f"{i}.log"), cwd=str(p.parent), env={"MINE": i}))
+    ends = []
+    while len(ends) < 2: ends += [e for e in torch_pool.events(1) if e["event"] == "end"]
+    assert [text(nbformat.read(tmp_path/f"{i}.ipynb", 4)).split() for i in "ab"] == [[str(tmp_path/i), i] for i in "ab"]
+    _, nb = run_in(torch_pool, write_notebook(tmp_path/"c.ipynb", "import os\nprint('LEAK' in os.environ, 'MINE' in os.environ)"), tmp_path, id="c")
+    assert text(nb).strip() == "False False"
+
+def test_notebook_main_is_its_own(tiny, tmp_path, torch_pool):
+    e, nb = run_in(torch_pool, tiny("main", "import sys, pickle\nclass A: pass\nprint(__name__, pickle.loads(pickle.dumps(A())).__class__ is A, sys.stdin.read() == '')"), tmp_path)
+    assert text(nb).split() == ["__main__", "True", "True"], e
+
+def test_stray_output_goes_to_the_log(tiny, tmp_path, torch_pool):
+    _, nb = run_in(torch_pool, tiny("stray", "import os; os.write(1, b'from C'); print('from Python')"), tmp_path, id="s")
+    assert text(nb) == "from Python\n" and (tmp_path/"s.log").read_text() == "from C"
+
+def test_peak_memory_is_the_runs_own(tiny, tmp_path, torch_pool):
+    small, large = (run_in(torch_pool, tiny(n, s), tmp_path, id=n)[0] for n, s in (("small", "1"), ("large", "x = bytearray(300*2**20)")))
+    assert 250 < large["peak_mb"] - small["peak_mb"] < 350
+
+# ---- directives
+
+def test_directives(tiny, tmp_path, torch_pool):
+    "`slow` at smoke, `cuda` without CUDA, `eval: false` and skip-execution everywhere (trap: papermill runs `eval: false`)."
+    import torch
+    path = tiny("marks", "#| slow\nprint('ran slow')", "#| cuda\nprint('ran cuda')", "#| eval: false\nprint('ran eval')", "#| test\nprint('ran test')", "s = '#| slow'\nprint('ran text')")
+    said = {p: text(run_in(torch_pool, path, tmp_path, id=p, parameters=dict(profile=p))[1]) for p in ("smoke", "cpu")}
+    ran = {p: [w for w in ("slow", "cuda", "eval", "test", "text") if f"ran {w}" in s] for p, s in said.items()}
+    gpu = ["cuda"]*torch.cuda.is_available()
+    assert ran == dict(smoke=gpu + ["test", "text"], cpu=["slow"] + gpu + ["test", "text"])
+
+def test_directives_under_plain_papermill(tiny, tmp_path):
+    path = tiny("marks", "import slmkit.core", "#| slow\nprint('ran slow')", "#| eval: false\nprint('ran eval')", "print('ran last')")
+    e, nb = run_in(PapermillPool(), path, tmp_path)
+    assert e["status"] == "ok" and "ran slow" not in text(nb) and "ran eval" not in text(nb) and "ran last" in text(nb)
+
+# ---- the warm process
+
+def test_runs_end_with_their_runner(tiny, tmp_path):
+    "When stdin of the warm process closes, every child is gone within a second."
+    pool = WarmPool()
+    path = tiny("sleep", f"import os, time\nopen({str(tmp_path/'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(100)")
+    pool.start(dict(id="x", notebook=str(path), output=str(tmp_path/"x.ipynb"), log=str(tmp_path/"x.log")))
+    while not (tmp_path/"pid").exists() or not (tmp_path/"pid").read_text(): pool.events(.1)
+    pid = int((tmp_path/"pid").read_text()); os.kill(pid, 0)
+    pool.close(); time.sleep(1)
+    import psutil
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+def test_killed_warm_process_is_replaced(tiny, tmp_path):
+    pool = WarmPool()
+    while not pool.ready: pool.events(1)
+    pool.start(dict(id="x", notebook=str(tiny("s", "import time; time.sleep(100)")), output=str(tmp_path/"x.ipynb"), log=str(tmp_path/"x.log")))
+    time.sleep(.5); os.kill(pool.process.pid, signal.SIGKILL)
+    ends = []
+    while not ends: ends += [e for e in pool.events(1) if e["event"] == "end"]
+    assert ends[0]["status"] == "memory"
+    assert run_in(pool, tiny("ok", "1"), tmp_path, id="y")[0]["status"] == "ok"
+    pool.close()
+
+def test_hub_ids_fail_at_once(tiny, tmp_path, torch_pool):
+    "Trap: without HF_HUB_OFFLINE a hub id takes 48 s to fail."
+    begun = time.time()
+    e, _ = run_in(torch_pool, tiny("hub", "from transformers import AutoConfig\nAutoConfig.from_pretrained('nobody/nothing')"), tmp_path)
+    assert e["status"] == "error" and time.time() - begun < 20
+
+# ---- traps of the project's files
+
+def test_cleaning_keeps_the_parameters_tag(tiny):
+    "Trap: nbdev-clean drops papermill's tag unless told not to; papermill then runs the defaults and reports success."
+    from slmkit.kit.notebooks import parameters, read
+    from slmkit.kit.sync import clean
+    path = tiny("tagged", "1"); clean(path)
+    assert "rate" in parameters(read(path))
+    assert tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["allowed_cell_metadata_keys"] == ["tags"]
+
+def test_wheel_has_the_subpackages():
+    "Trap: nbdev's template names only the top package."
+    from setuptools import find_packages
+    include = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {"slmkit.kit", "slmkit.core"} <= set(find_packages(str(ROOT), include=include))
+
+def test_nbdev_is_new_enough():
+    "Trap: nbdev 2 does not import beside today's fastcore."
+    from importlib.metadata import version
+    assert int(version("nbdev").split(".")[0]) >= 3
+    import nbdev.export
+
+def test_importing_touches_neither_network_nor_cuda():
+    "Trap: the docs build imports every module."
+    code = """
+import socket, pkgutil, importlib, slmkit
+def no(*a, **k): raise AssertionError('network at import')
+socket.socket.connect = no
+for m in pkgutil.walk_packages(slmkit.__path__, 'slmkit.'):
+    if m.name != 'slmkit._modidx': importlib.import_module(m.name)
+import torch; assert not torch.cuda.is_initialized()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
