@@ -11,11 +11,13 @@ __all__ = ['FINE', 'USUAL', 'TOLERANCE', 'as_array', 'compare', 'brief']
 import json
 from .messages import numbers, pack, unpack
 
-# %% ../../nbs/kit/25_answers.ipynb #87f666e3
+# %% ../../nbs/kit/25_answers.ipynb #5309676a
 FINE, USUAL = (1e-6, 1e-8), (1e-4, 1e-5)  # relative, absolute
 TOLERANCE = dict(bfloat16=(2e-2, 2e-2), float16=(5e-3, 5e-3), float32=USUAL, complex64=USUAL, float64=FINE,
                  complex128=FINE)
 def _is_array(m): return isinstance(m, dict) and ("array" in m or "tensor" in m)
+
+# %% ../../nbs/kit/25_answers.ipynb #4161ea91
 def as_array(
     m, # packed
 ):
@@ -28,7 +30,7 @@ def as_array(
     except (ValueError, TypeError, OverflowError): return None
     return (x, x.dtype.name) if x.dtype.kind in "biufc" else None
 
-# %% ../../nbs/kit/25_answers.ipynb #5f22c110
+# %% ../../nbs/kit/25_answers.ipynb #fafe82b4
 def compare(
     want, # packed right answer
     got,  # packed answer of the student
@@ -36,6 +38,8 @@ def compare(
     "None where they agree, else one sentence for the student. Never raises for what a child may send."
     try: return _compare(want, got)
     except Exception as e: return f"what came back could not be read ({type(e).__name__})"
+
+# %% ../../nbs/kit/25_answers.ipynb #c3b62dfa
 def _compare(want, got):
     if _is_array(want) or type(want) in (bool, int, float): return _arrays(as_array(want), as_array(got), got)
     if isinstance(want, str) or want is None:
@@ -47,8 +51,10 @@ def _compare(want, got):
     for i, (x, y) in enumerate(zip(a[1], b[1])):
         if said := _compare(x, y): return f"entry {i}: {said}"
 
-# %% ../../nbs/kit/25_answers.ipynb #2c00142d
+# %% ../../nbs/kit/25_answers.ipynb #19680a45
 def _other(want, got): return f"{brief(want, 60)} is expected, not {brief(got, 60)}"
+
+# %% ../../nbs/kit/25_answers.ipynb #b9c7467a
 def _items(m):
     "Kind and entries of a packed container; a list and a tuple are of one kind, dicts go by their sorted keys."
     if isinstance(m, list): return "list", m
@@ -58,7 +64,7 @@ def _items(m):
     if kind == "dict": return "dict", [x for pair in sorted(m["dict"], key=lambda p: json.dumps(p[0])) for x in pair]
     return ("list" if kind == "tuple" else kind), m[kind]
 
-# %% ../../nbs/kit/25_answers.ipynb #a331c79a
+# %% ../../nbs/kit/25_answers.ipynb #c1e2383b
 def _arrays(want, got, raw):
     import numpy as np
     if got is None: return f"numbers are expected, not {brief(raw)}"
@@ -72,9 +78,11 @@ def _arrays(want, got, raw):
     at = tuple(int(i) for i in np.argwhere(bad)[0]) if w.ndim else ()
     said = f"{_number(w[at])} is expected, not {_number(g[at])}"
     return f"{int(bad.sum())} of {bad.size} numbers differ, the first at {list(at)}: {said}" if w.ndim else said
+
+# %% ../../nbs/kit/25_answers.ipynb #3ff73ee9
 def _number(x): return f"{x:.6g}" if x.dtype.kind in "fc" else str(x.item())
 
-# %% ../../nbs/kit/25_answers.ipynb #ef02c697
+# %% ../../nbs/kit/25_answers.ipynb #c12770cc
 def brief(
     m,          # packed
     most=300,   # characters
@@ -89,6 +97,8 @@ def brief(
         else: text = repr(_short(m))
     except Exception as e: return f"(unreadable: {type(e).__name__})"
     return text if len(text) <= most else text[:most - 1] + "…"
+
+# %% ../../nbs/kit/25_answers.ipynb #a3c688c1
 def _short(m):
     if isinstance(m, list): return [_short(v) for v in m[:20]] + ["…"] * (len(m) > 20)
     if _is_array(m): return _Text(brief(m))
@@ -97,8 +107,10 @@ def _short(m):
     kind, v = next(iter(m.items()))
     return {_key(k): _short(x) for k, x in v[:20]} if kind == "dict" else tuple(map(_short, v[:20]))
 
-# %% ../../nbs/kit/25_answers.ipynb #a0d6f930
+# %% ../../nbs/kit/25_answers.ipynb #404da967
 class _Text(str):
     "Text whose repr is itself."
     def __repr__(self): return str(self)
+
+# %% ../../nbs/kit/25_answers.ipynb #67630fc3
 def _key(k): return _short(k) if not isinstance(k, (list, dict)) else str(_short(k))

@@ -9,14 +9,14 @@ __all__ = ['BIG', 'stream', 'base', 'reference', 'call_text', 'cases', 'all_case
            'verdict', 'empty', 'total', 'grade_exercise', 'grade_bytes', 'grade_file', 'grade', 'imports_of',
            'survives', 'prove']
 
-# %% ../../nbs/kit/22_grade.ipynb #8819d0e0
+# %% ../../nbs/kit/22_grade.ipynb #e360c526
 import ast, base64, hashlib, inspect, queue, re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from ..core.settings import KitError, directives
 from .answers import brief, compare
 from .messages import pack, unpack
-from .sandbox import Job
+from .sandbox import Job, Nursery
 from .student import _line, arguments, call, definitions, execute
 
 # %% ../../nbs/kit/22_grade.ipynb #32b5d156
@@ -69,26 +69,25 @@ def call_text(
         return "\n".join(f"{k} = {brief(pack(v))}" for k, v in list(bound.items())[bool(own):])
     except (TypeError, ValueError): return brief(given)
 
-# %% ../../nbs/kit/22_grade.ipynb #7dc9a993
+# %% ../../nbs/kit/22_grade.ipynb #f83b2a9e
 def cases(
     lab,  # Lab
     e,    # Exercise
     seed, # private
     space=None, # of `reference`
-    many=None,  # how many; None = as the exercise says
 ):
     "Hidden cases of an exercise: dicts with `given`, `seed` and `want`, packed. Raises KitError where there are none."
     space = dict(space or reference(lab)); hidden = dict(space)
     notes = execute(definitions([e.hidden], True, "hidden")[0], hidden)
     if "inputs" not in hidden:
         raise KitError(f"lab {lab.technique}: {e.name} has no inputs(rng) in a #| hidden cell {'; '.join(notes)[:200]}")
-    out = []
-    for i in range(many or e.cases):
+    out, own = [], hidden.get("call")
+    for i in range(e.cases):
         rng, number = stream(seed, lab.technique, e.name, i)
         try:
             given = pack(hidden["inputs"](rng))
-            want = call(space, e.name, given, number, hidden.get("call"))
-            out.append(dict(given=given, seed=number, want=want, text=call_text(hidden.get("call"), space[e.name], given)))
+            want, text = call(space, e.name, given, number, own), call_text(own, space[e.name], given)
+            out.append(dict(given=given, seed=number, want=want, text=text))
         except Exception as x: raise KitError(f"lab {lab.technique}: {e.name}, case {i}: {_line(x)}") from x
     return out
 
@@ -98,13 +97,15 @@ def all_cases(lab, seed):
     space = reference(lab)
     return {e.name: cases(lab, e, seed, space) for e in lab.exercises}
 
-# %% ../../nbs/kit/22_grade.ipynb #889a2450
+# %% ../../nbs/kit/22_grade.ipynb #36aeb07e
 def harness(
     e, # Exercise
 ):
     "Source of the hidden cell's `call`, or ''. Neither inputs nor mutants go to the child."
     found = [n for n in ast.parse(e.hidden).body if isinstance(n, ast.FunctionDef) and n.name == "call"]
     return ast.get_source_segment(e.hidden, found[-1]) if found else ""
+
+# %% ../../nbs/kit/22_grade.ipynb #6b2fd85b
 def own_files(
     lab, # Lab
 ):
@@ -126,11 +127,15 @@ def loading(
                 others={x.name: fill(x, None) for x in lab.exercises if x.name != e.name},
                 poison=[f"slmkit.{lab.technique.replace('/', '.')}"])
 
-# %% ../../nbs/kit/22_grade.ipynb #da33e708
+# %% ../../nbs/kit/22_grade.ipynb #c8361c80
 def _clean(text, most=500):
     "A text from the child: shortened, without control characters."
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in str(text)[:most])
+
+# %% ../../nbs/kit/22_grade.ipynb #984e9e83
 def _said(answer, key): return _clean(answer.get(key, "")) if isinstance(answer, dict) else ""
+
+# %% ../../nbs/kit/22_grade.ipynb #c7694ae4
 def ended(
     report, # of the watcher
     e,      # Exercise
@@ -141,7 +146,7 @@ def ended(
     code = f" (exit code {report['exit']})" if report["exit"] else ""
     return f"Your code ended the whole process without an answer{code}"
 
-# %% ../../nbs/kit/22_grade.ipynb #05a37f48
+# %% ../../nbs/kit/22_grade.ipynb #fdc7a80a
 def verdict(
     case,   # of `cases`
     answer, # of the child, or None
@@ -152,13 +157,14 @@ def verdict(
     if not isinstance(answer, dict) or "value" not in answer:
         at = _said(answer, "where")
         said = _said(answer, "error") + (f" ({at})" if at else "")
-        return dict(right=False, problem=said or "the answer can't be read", printed=_said(answer, "printed"), given=text)
+        said = said or "the answer can't be read"
+        return dict(right=False, problem=said, printed=_said(answer, "printed"), given=text)
     problem = compare(case["want"], answer["value"])
     out = dict(right=problem is None, problem=problem and _clean(problem), printed=_said(answer, "printed"))
     if problem: out |= dict(given=text, expected=brief(case["want"]), got=_clean(brief(answer["value"])))
     return out
 
-# %% ../../nbs/kit/22_grade.ipynb #a24bf4db
+# %% ../../nbs/kit/22_grade.ipynb #fcd11da4
 def empty(
     e,       # Exercise
     problem, # why there is nothing
@@ -166,14 +172,16 @@ def empty(
     "The result of an exercise without a point."
     return dict(function=e.name, points=0.0, of=e.points, right=0, cases=e.cases, hint=e.hint, problem=problem,
                 first_wrong={}, printed="", notes=[], seconds=0, peak_mb=0)
+
+# %% ../../nbs/kit/22_grade.ipynb #545f50b8
 def total(
     lab,   # Lab
     done,  # results of its exercises
     **more, # what else is known
 ):
     "The result of a submission."
-    return dict(lab=lab.technique, version=lab.version, source=lab.digest, points=round(sum(d["points"] for d in done), 2),
-                of=sum(d["of"] for d in done), exercises=done) | more
+    points, of = round(sum(d["points"] for d in done), 2), sum(d["of"] for d in done)
+    return dict(lab=lab.technique, version=lab.version, source=lab.digest, points=points, of=of, exercises=done) | more
 
 # %% ../../nbs/kit/22_grade.ipynb #78ead07f
 def grade_exercise(
@@ -211,12 +219,12 @@ def grade_bytes(
     wanted = [e for e in lab.exercises if not only or e.name in only]
     return total(lab, [grade_exercise(nursery, lab, e, drawn[e.name], raw, slot) for e in wanted])
 
-# %% ../../nbs/kit/22_grade.ipynb #6d6f7acc
+# %% ../../nbs/kit/22_grade.ipynb #82458197
 def grade_file(nursery, lab, drawn, path, slot=0):
     "Grade one file. Whatever it is, and whatever goes wrong, the result is plain data."
     try:
         if not path.is_file(): raise ValueError("not a file")
-        if path.stat().st_size > BIG: raise ValueError(f"larger than {BIG >> 20} MB: clear its outputs, hand it in again")
+        if path.stat().st_size > BIG: raise ValueError(f"larger than {BIG >> 20} MB: clear the outputs first")
         return grade_bytes(nursery, lab, drawn, path.read_bytes(), slot)
     except Exception as e:  # one broken file never stops the rest
         return total(lab, [empty(x, _line(e)) for x in lab.exercises], broken=_line(e))
@@ -260,7 +268,7 @@ def survives(nursery, lab, drawn, e, mutant):
     got = grade_bytes(nursery, lab, drawn, cell, only=[e.name])
     return got["points"] == got["of"]
 
-# %% ../../nbs/kit/22_grade.ipynb #d1f51288
+# %% ../../nbs/kit/22_grade.ipynb #13d56ff6
 def prove(
     lab,      # Lab
     nursery,  # Nursery
@@ -269,7 +277,8 @@ def prove(
     "Lines of what is wrong with a lab's tests, and the number of mutants caught. No lines is a pass."
     from slmkit.kit.lab import body, notebook
     drawn = all_cases(lab, seed)
-    own = {k: grade_bytes(nursery, lab, drawn, notebook(lab, body(lab, k, {}), k).encode()) for k in ("solution", "student")}
+    text = lambda kind: notebook(lab, body(lab, kind, {}), kind).encode()
+    own = {kind: grade_bytes(nursery, lab, drawn, text(kind)) for kind in ("solution", "student")}
     wrong = [f"the solution of {x['function']} gets {x['points']:g} of {x['of']:g}: {x['problem']}"
              for x in own["solution"]["exercises"] if x["points"] < x["of"]]
     wrong += [f"the empty {x['function']} gets {x['points']:g}" for x in own["student"]["exercises"] if x["points"]]

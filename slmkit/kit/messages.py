@@ -10,12 +10,14 @@ __all__ = ['MOST', 'send', 'receive', 'pack', 'numbers', 'unpack']
 # %% ../../nbs/kit/27_messages.ipynb #48fc5262
 import base64, json, socket, struct, sys
 
-# %% ../../nbs/kit/27_messages.ipynb #01248abe
+# %% ../../nbs/kit/27_messages.ipynb #9ea1c5dd
 MOST = 64 << 20  # bytes of one message
 def send(sock, message):
     "Send one message (plain data) over a socket."
     data = json.dumps(message).encode()
     sock.sendall(struct.pack("!Q", len(data)) + data)
+
+# %% ../../nbs/kit/27_messages.ipynb #4b432d11
 def _exactly(sock, n):
     parts = []
     while n:
@@ -23,18 +25,22 @@ def _exactly(sock, n):
         if not part: raise EOFError("the other end is gone")
         parts.append(part); n -= len(part)
     return b"".join(parts)
+
+# %% ../../nbs/kit/27_messages.ipynb #1e9081eb
 def receive(sock, most=MOST):
     "Receive one message. Raises EOFError where the other end is gone, ValueError for one that is too long or no JSON."
     n, = struct.unpack("!Q", _exactly(sock, 8))
     if n > most: raise ValueError(f"a message of {n} bytes")
     return json.loads(_exactly(sock, n))
 
-# %% ../../nbs/kit/27_messages.ipynb #67daaeac
+# %% ../../nbs/kit/27_messages.ipynb #aa9c1c74
 def _array(x, kind, dtype=None):
     if x.dtype.kind not in "biufc": raise TypeError(f"an array of {x.dtype}: the grader reads numbers and booleans")
     if x.nbytes > MOST // 2: raise ValueError(f"an array of {x.nbytes >> 20} MB: too large to grade")
     data = base64.b64encode(x.tobytes()).decode()
     return {kind: data, "dtype": dtype or x.dtype.name, "raw": x.dtype.str, "shape": list(x.shape)}
+
+# %% ../../nbs/kit/27_messages.ipynb #59ddf3c8
 def pack(
     value, # numbers, text, None, lists, tuples, dicts, sets, numpy arrays, torch tensors, any nesting
 ):
@@ -44,7 +50,8 @@ def pack(
     if value is None or type(value) in (bool, int, float, str): return value
     if torch and isinstance(value, torch.Tensor):
         x = value.detach().cpu()
-        return _array((x.float() if x.dtype == torch.bfloat16 else x).numpy(), "tensor", str(x.dtype).removeprefix("torch."))
+        name = str(x.dtype).removeprefix("torch.")
+        return _array((x.float() if name == "bfloat16" else x).numpy(), "tensor", name)  # numpy has no bfloat16
     if isinstance(value, (np.ndarray, np.generic)): return _array(np.asarray(value), "array")
     if isinstance(value, dict): return {"dict": [[pack(k), pack(v)] for k, v in value.items()]}
     if isinstance(value, (set, frozenset)): return {"set": [pack(v) for v in sorted(value, key=repr)]}
@@ -52,7 +59,7 @@ def pack(
     if isinstance(value, list) or hasattr(value, "__next__"): return [pack(v) for v in value]
     raise TypeError(f"a {type(value).__name__}: the grader reads numbers, text, lists, dicts and arrays")
 
-# %% ../../nbs/kit/27_messages.ipynb #0cc06223
+# %% ../../nbs/kit/27_messages.ipynb #99c1e3e0
 def numbers(m):
     "The numpy array of a packed array or tensor. Raises ValueError where bytes and shape don't agree."
     import numpy as np
@@ -60,6 +67,8 @@ def numbers(m):
     if dtype.kind not in "biufc": raise ValueError(f"an array of {dtype}")
     data = base64.b64decode(m["tensor" if "tensor" in m else "array"])
     return np.frombuffer(data, dtype).reshape([int(n) for n in m["shape"]])
+
+# %% ../../nbs/kit/27_messages.ipynb #40e296cb
 def unpack(
     m, # what `pack` gave
 ):

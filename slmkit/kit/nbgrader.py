@@ -33,7 +33,7 @@ def check(
         if problem: print(problem)
     return round(points * right / len(drawn), 2)
 
-# %% ../../nbs/kit/23_nbgrader.ipynb #ad1cd4bb
+# %% ../../nbs/kit/23_nbgrader.ipynb #a1d5429f
 def marked(
     source,  # of a code cell
     name,    # unique in the notebook: letters, digits, - and _
@@ -41,10 +41,9 @@ def marked(
 ):
     "A code cell with nbgrader's metadata (schema 3)."
     test = points is not None
-    meta = dict(schema_version=3, grade=test, solution=not test, locked=test, task=False, grade_id=name, cell_type="code")
-    if test: meta["points"] = points
-    cell = dict(cell_type="code", id=re.sub(r"\W", "-", name)[:60], metadata=dict(nbgrader=meta), source=source.splitlines(True))
-    return cell | dict(outputs=[], execution_count=None)
+    meta = dict(schema_version=3, grade=test, solution=not test, locked=test, task=False, grade_id=name)
+    meta |= dict(cell_type="code") | (dict(points=points) if test else {})
+    return _given("code", source, name) | dict(metadata=dict(nbgrader=meta))
 
 # %% ../../nbs/kit/23_nbgrader.ipynb #f08a91e5
 def test_cell(
@@ -59,7 +58,7 @@ def test_cell(
     return (f"{seen}\n### BEGIN HIDDEN TESTS\nfrom slmkit.kit.nbgrader import check\n"
             f"check({e.name}, {data!r}, {e.points:g}{own})\n### END HIDDEN TESTS")
 
-# %% ../../nbs/kit/23_nbgrader.ipynb #dc8573af
+# %% ../../nbs/kit/23_nbgrader.ipynb #e57464e5
 def assignment(
     lab,  # Lab
     seed, # private: of the hidden cases
@@ -69,7 +68,8 @@ def assignment(
     out = [_given("code", SETUP.format(version=lab.version), 0)]
     skip = {i for e in lab.exercises for i in e.tests}
     for i, (kind, s) in enumerate(lab.cells[:lab.exercises[-1].cell + 1], 1):
-        if i - 1 in skip or {"hidden", "hide", "default_exp", "test"} & set(directives(s) if kind == "code" else []): continue
+        marks = set(directives(s)) if kind == "code" else set()
+        if i - 1 in skip or {"hidden", "hide", "default_exp", "test"} & marks: continue
         plain = re.sub(r"^#\|.*\n?", "", s, flags=re.M) if kind == "code" else s
         if i - 1 not in at: out.append(_given(kind, plain, i)); continue
         e = at[i - 1]
@@ -77,29 +77,32 @@ def assignment(
         out += [marked(plain, f"answer-{e.name}"), marked(test, f"test-{e.name}", e.points)]
     return json.dumps(dict(cells=out, metadata=KERNEL, nbformat=4, nbformat_minor=5), indent=1) + "\n"
 
-# %% ../../nbs/kit/23_nbgrader.ipynb #276a6ed3
-def _given(kind, source, number):
+# %% ../../nbs/kit/23_nbgrader.ipynb #3d0c26e2
+def _given(kind, source, name):
     "A cell that nbgrader leaves alone."
-    cell = dict(cell_type=kind, id=f"given-{number}", metadata={}, source=source.splitlines(True))
+    name = re.sub(r"\W", "-", f"given-{name}")[:60]
+    cell = dict(cell_type=kind, id=name, metadata={}, source=source.splitlines(True))
     return cell | (dict(outputs=[], execution_count=None) if kind == "code" else {})
+
+# %% ../../nbs/kit/23_nbgrader.ipynb #e52da087
 def export(
     lab,  # Lab
     out,  # the course's folder
     seed, # private
 ):
-    "Write `source/<lab>/<lab>.ipynb` into an nbgrader course, and a configuration where it has none; the notebook's path."
+    "Write `source/<lab>/<lab>.ipynb` into an nbgrader course, and a configuration where it has none; gives the path."
     name = file_name(lab, "student").removesuffix(".ipynb")
     config = Path(out, "nbgrader_config.py")
     if not config.exists(): write(config, 'c = get_config()\nc.CourseDirectory.course_id = "slmkit"\n')
     return write(Path(out, "source", name, name + ".ipynb"), assignment(lab, seed))
 
-# %% ../../nbs/kit/23_nbgrader.ipynb #bd651dcc
+# %% ../../nbs/kit/23_nbgrader.ipynb #2152d6dc
 def gradebook(
     path, # CSV from `nbgrader export`
 ):
-    "Rows of nbgrader's gradebook as dicts with `student`, `id`, `lab`, `points`, `of`. Raises KitError for another file."
+    "Rows of nbgrader's gradebook as dicts: `student`, `id`, `lab`, `points`, `of`. Raises KitError for another file."
     try: rows = list(csv.DictReader(Path(path).open(newline="", encoding="utf-8-sig")))
-    except (OSError, UnicodeDecodeError, csv.Error) as e: raise KitError(f"nbgrader: {path} can't be read ({e})") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as e: raise KitError(f"nbgrader: {path} can't be read ({e})")
     need = {"assignment", "student_id", "score", "max_score"}
     if not rows or not need <= set(rows[0]):
         raise KitError(f"nbgrader: {path} is no gradebook from `nbgrader export`: it needs {', '.join(sorted(need))}")

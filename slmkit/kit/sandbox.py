@@ -6,13 +6,15 @@ Docs: https://slmkit.github.io/slmkit/kit/sandbox.html.md"""
 
 # %% auto #0
 __all__ = ['CLONE', 'BIND', 'READONLY', 'REMOUNT', 'NOSUID', 'NODEV', 'ENV', 'libc', 'separate', 'tried', 'bind', 'roots', 'jail',
-           'Limits', 'drop', 'child', 'family', 'sweep', 'guard', 'watch', 'plan_isolation', 'nursery', 'Nursery',
-           'Job', 'isolation', 'echo']
+           'Limits', 'drop', 'child', 'family', 'kill', 'sweep', 'guard', 'watch', 'plan_isolation', 'nursery',
+           'Nursery', 'Job', 'isolation', 'echo']
 
-# %% ../../nbs/kit/21_sandbox.ipynb #17a0a625
-import ctypes, gc, importlib, json, os, random, select, signal, socket, struct, subprocess, sys, tempfile, threading, time
+# %% ../../nbs/kit/21_sandbox.ipynb #c4fcd337
+import ctypes, gc, importlib, json, os, random, select, signal, socket, struct, subprocess, sys, tempfile
+import threading, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from fastcore.basics import patch
 from ..core.settings import KitError
 from .messages import receive, send
 
@@ -24,7 +26,7 @@ def libc(name, *args):
     args = [a.encode() if isinstance(a, str) else a for a in args]
     if getattr(_libc, name)(*args) < 0: raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
-# %% ../../nbs/kit/21_sandbox.ipynb #e7f34f33
+# %% ../../nbs/kit/21_sandbox.ipynb #c107cfc3
 def separate(
     kinds, # of CLONE
 ):
@@ -34,7 +36,7 @@ def separate(
     if "user" in kinds:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1"); Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    if "files" in kinds: libc("mount", "none", "/", None, 0x4000 | 0x40000, None)  # MS_REC|MS_PRIVATE: nothing leaks out
+    if "files" in kinds: libc("mount", "none", "/", None, 0x4000 | 0x40000, None)  # MS_REC|MS_PRIVATE: keep it inside
 
 # %% ../../nbs/kit/21_sandbox.ipynb #511c6b01
 def tried(
@@ -61,11 +63,13 @@ def bind(
     flags = 0 if devices else READONLY | NODEV | _locked(source)
     libc("mount", "none", str(target), None, BIND | REMOUNT | NOSUID | flags, None)
 
-# %% ../../nbs/kit/21_sandbox.ipynb #a3624912
+# %% ../../nbs/kit/21_sandbox.ipynb #56d19e12
 def _locked(source):
     "Mount flags that an unprivileged remount must keep (noexec, noatime ...)."
     flags = os.statvfs(source).f_flag
     return flags & (os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME) | (0x200000 if flags & os.ST_RELATIME else 0)
+
+# %% ../../nbs/kit/21_sandbox.ipynb #3f1056c9
 def roots():
     "What Python needs to go on importing: its own folders, system libraries, the slmkit package, harmless devices."
     import slmkit
@@ -75,7 +79,7 @@ def roots():
     want = [os.path.realpath(p) for p in want if os.path.exists(p)]
     return sorted({p for p in want if not any(p != q and p.startswith(q + "/") for q in want)})
 
-# %% ../../nbs/kit/21_sandbox.ipynb #38501a2c
+# %% ../../nbs/kit/21_sandbox.ipynb #01abad69
 def jail(
     root,      # an empty folder
     hide=(),   # files to cover
@@ -84,23 +88,22 @@ def jail(
     "Make `root` the whole file world of this process, standing in /box."
     libc("mount", "jail", str(root), "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
     for p in roots(): bind(p, root)
-    for link in ("/lib", "/lib64", "/bin"):
-        if os.path.islink(link) and not os.path.lexists(f"{root}{link}"): os.symlink(os.readlink(link), f"{root}{link}")
-    for p in hide:
-        if os.path.exists(str(root) + p): libc("mount", "/dev/null", str(root) + p, None, BIND, None)
+    for l in filter(os.path.islink, ("/lib", "/lib64", "/bin")): os.symlink(os.readlink(l), f"{root}{l}")
+    for p in hide: libc("mount", "/dev/null", f"{root}{p}", None, BIND, None)
     os.mkdir(f"{root}/box")
     libc("mount", "box", f"{root}/box", "tmpfs", NOSUID | NODEV, f"size={size},nr_inodes=2000,mode=777")
     libc("mount", "none", str(root), None, REMOUNT | READONLY | NOSUID | NODEV, None)
     os.chroot(root); os.chdir("/box")
 
-# %% ../../nbs/kit/21_sandbox.ipynb #13c9ebdd
+# %% ../../nbs/kit/21_sandbox.ipynb #c1369f58
 @dataclass
 class Limits:
     "What one child may use."
-    seconds: float = 10.0; memory: int = 1024; file: int = 16; processes: int = 24; files: int = 64; printed: int = 10_000
+    seconds: float = 10.0; memory: int = 1024; file: int = 16; processes: int = 24; files: int = 64
+    printed: int = 10_000
     hide: list = field(default_factory=list); uid: int = 0; folder: str = ""
 
-# %% ../../nbs/kit/21_sandbox.ipynb #6b2257e5
+# %% ../../nbs/kit/21_sandbox.ipynb #b76b1147
 def drop(
     limits, # Limits
     plan,   # what the nursery found it can do
@@ -110,8 +113,7 @@ def drop(
     wanted = dict(CPU=int(limits.seconds) + 1, FSIZE=limits.file << 20, NPROC=limits.processes, NOFILE=limits.files)
     for what, n in (wanted | dict(CORE=0, MEMLOCK=0, MSGQUEUE=0)).items():
         what = getattr(r, f"RLIMIT_{what}"); most = r.getrlimit(what)[1]
-        n = n if most == r.RLIM_INFINITY else min(n, most)
-        r.setrlimit(what, (n, n))
+        r.setrlimit(what, (n, n) if most == r.RLIM_INFINITY else (min(n, most), min(n, most)))
     if plan["root"]: os.setgroups([]); os.setresgid(*[limits.uid]*3); os.setresuid(*[limits.uid]*3)
     elif "user" in plan["kinds"]: libc("capset", struct.pack("II", 0x20080522, 0), bytes(24))
     libc("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS: no set-uid program helps either
@@ -139,10 +141,12 @@ def child(
     os.dup2(null, 2); os.close(null)  # last, so that a sandbox that fails to close can say so
     serve(socket.socket(fileno=keep), limits)
 
-# %% ../../nbs/kit/21_sandbox.ipynb #8f2b272f
+# %% ../../nbs/kit/21_sandbox.ipynb #cf1d6225
 def _rss(pid):
     try: return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError): return 0
+
+# %% ../../nbs/kit/21_sandbox.ipynb #3f048514
 def family(
     pid, # of the child
 ):
@@ -151,22 +155,24 @@ def family(
     try: return [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
     except psutil.Error: return [pid]
 
-# %% ../../nbs/kit/21_sandbox.ipynb #67b0daca
+# %% ../../nbs/kit/21_sandbox.ipynb #b0b68344
+def kill(pids):
+    "Kill processes; those that are gone already are no error."
+    for p in pids:
+        try: os.kill(p, signal.SIGKILL)
+        except OSError: pass
+
+# %% ../../nbs/kit/21_sandbox.ipynb #4658aef9
 def sweep(
     pid,    # of the child, dead or alive
     limits, # Limits
     plan,   # of the nursery
 ):
     "Kill the child and whatever it left behind."
-    for p in family(pid):
-        try: os.kill(p, signal.SIGKILL)
-        except OSError: pass
+    kill(family(pid))
     if "processes" in plan["kinds"]: return          # the kernel kills the rest of that world
     if plan["root"]: tried(lambda: os.setresuid(*[limits.uid]*3), lambda: os.kill(-1, signal.SIGKILL))
-    for p in family(os.getpid())[1:]:                # this watcher adopts orphans, see `watch`
-        if p != pid:
-            try: os.kill(p, signal.SIGKILL)
-            except OSError: pass
+    kill(p for p in family(os.getpid())[1:] if p != pid)  # this watcher adopts orphans, see `watch`
 
 # %% ../../nbs/kit/21_sandbox.ipynb #3ec7129c
 def guard(
@@ -184,11 +190,13 @@ def guard(
         pause = min(.02, pause * 1.5)
     return None, peak >> 20
 
-# %% ../../nbs/kit/21_sandbox.ipynb #944d22d0
+# %% ../../nbs/kit/21_sandbox.ipynb #834d3a6a
 def _reaped():
     "Wait for one dead orphan; False where there is no child left."
     try: os.waitpid(-1, os.WNOHANG); return True
     except ChildProcessError: return False
+
+# %% ../../nbs/kit/21_sandbox.ipynb #330a71a8
 def watch(
     limits, plan, serve, # as for `child`
     sock,                # the child's end of the grader's socket
@@ -198,10 +206,7 @@ def watch(
     libc("prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of the child come to this process
     if plan["kinds"]: separate(plan["kinds"])
     start, pid = time.monotonic(), os.fork()
-    if not pid:
-        report.close(); random.seed()
-        child(sock, limits, plan, serve)
-        os._exit(0)
+    if not pid: report.close(); random.seed(); child(sock, limits, plan, serve); os._exit(0)
     sock.close()
     why, peak = guard(pid, limits)
     sweep(pid, limits, plan)
@@ -258,7 +263,7 @@ def _watcher(sock, request, fds, plan, serve):
     except BaseException as e: os.write(2, f"sandbox: {type(e).__name__}: {e}\n".encode()); os._exit(70)
     os._exit(0)
 
-# %% ../../nbs/kit/21_sandbox.ipynb #25eab0bf
+# %% ../../nbs/kit/21_sandbox.ipynb #f42711f9
 ENV = dict(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="agg",
            PATH="/usr/bin:/bin", LC_ALL="C.UTF-8")
 class Nursery:
@@ -281,10 +286,14 @@ class Nursery:
         ready = self.sock.recv(65536)
         if not ready: raise KitError("lab: the sandbox did not start: see the message above")
         self.plan = json.loads(ready)
-    def __enter__(self): return self
-    def __exit__(self, *_): self.sock.close(); self.process.wait(10); self.folder.cleanup()
 
-# %% ../../nbs/kit/21_sandbox.ipynb #48d74f16
+# %% ../../nbs/kit/21_sandbox.ipynb #8686acc9
+@patch
+def __enter__(self: Nursery): return self
+@patch
+def __exit__(self: Nursery, *_): self.sock.close(); self.process.wait(10); self.folder.cleanup()
+
+# %% ../../nbs/kit/21_sandbox.ipynb #ea39b2ad
 class Job:
     "One child as the grader sees it: `ask` it, then `end` it."
     def __init__(self,
@@ -301,33 +310,42 @@ class Job:
         request = json.dumps(asdict(limits)).encode()
         with nursery.lock: socket.send_fds(nursery.sock, [request], [theirs.fileno(), reporting.fileno()])
         theirs.close(); reporting.close()
-    def ask(self, message):
-        "Send a message and give the child's answer; None where it is gone, hangs or answers nonsense."
-        try: send(self.sock, message); return receive(self.sock)
-        except (OSError, EOFError, ValueError, RecursionError, MemoryError): return None
-    def end(self):
-        "Close and give the watcher's report: why it was killed, exit code, seconds, peak memory."
-        self.sock.close()
-        try: report = receive(self.report, 4096)
-        except (OSError, EOFError, ValueError): report = dict(why="lost", exit=None, peak_mb=0, seconds=0, cpu=0)
-        self.report.close(); self.folder.cleanup()
-        return report
 
-# %% ../../nbs/kit/21_sandbox.ipynb #a2994ebb
+# %% ../../nbs/kit/21_sandbox.ipynb #b1b3dd03
+@patch
+def ask(
+    self: Job,
+    message, # plain data
+):
+    "Send a message and give the child's answer; None where it is gone, hangs or answers nonsense."
+    try: send(self.sock, message); return receive(self.sock)
+    except (OSError, EOFError, ValueError, RecursionError, MemoryError): return None
+
+# %% ../../nbs/kit/21_sandbox.ipynb #617eee55
+@patch
+def end(self: Job):
+    "Close and give the watcher's report: why it was killed, exit code, seconds, peak memory."
+    self.sock.close()
+    try: report = receive(self.report, 4096)
+    except (OSError, EOFError, ValueError): report = dict(why="lost", exit=None, peak_mb=0, seconds=0, cpu=0)
+    self.report.close(); self.folder.cleanup()
+    return report
+
+# %% ../../nbs/kit/21_sandbox.ipynb #3f291ab5
 def isolation(
     plan, # of a Nursery
 ):
     "Two lists of lines: what student code is kept from on this machine, and what not."
-    has = lambda k: k in plan["kinds"]
+    has = plan["kinds"].__contains__
+    files = "files: sees only Python, libraries and an empty box of 64 MB"
     lines = [(plan["root"], "user: a user id of its own without rights", "user: it runs under your own user id"),
-             (plan["jail"], "files: sees only Python, system libraries and an empty box of 64 MB",
-              "files: can read what that user can read"),
+             (plan["jail"], files, "files: can read what that user can read"),
              (has("network"), "network: none", "network: not cut off"),
-             (has("processes"), "processes: a world of its own, killed whole", "processes: killed by user or family, sees others"),
+             (has("processes"), "processes: a world of its own, killed whole", "processes: sees others"),
              (True, "memory: watched from outside every 20 ms (a burst can pass the limit for that long)", ""),
              (True, "time, CPU, open files, file size, number of processes: limited", ""),
              (False, "", "kernel: shared with this machine; use a virtual machine where that matters")]
-    return [good for ok, good, _ in lines if ok], [bad for ok, _, bad in lines if not ok]
+    return [yes for ok, yes, _ in lines if ok], [no for ok, _, no in lines if not ok]
 
 # %% ../../nbs/kit/21_sandbox.ipynb #a477420c
 def echo(sock, limits):

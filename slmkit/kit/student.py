@@ -12,9 +12,11 @@ __all__ = ['Refused', 'sources', 'definitions', 'execute', 'is_stub', 'last', 'B
 import ast, base64, codecs, inspect, json, linecache, random, re, sys, traceback, types
 from .messages import pack, receive, send, unpack
 
-# %% ../../nbs/kit/24_student.ipynb #3779aa2c
+# %% ../../nbs/kit/24_student.ipynb #b1b1cb5e
 class Refused(Exception):
     "What the child says to the student in words of its own, without a class name."
+
+# %% ../../nbs/kit/24_student.ipynb #b15e56f5
 def sources(
     raw, # bytes of a file
 ):
@@ -28,13 +30,17 @@ def sources(
     code = [c.get("source", c.get("input")) or "" for c in cells if c.get("cell_type") == "code"]
     return ["".join(map(str, s)) if isinstance(s, list) else str(s) for s in code]
 
-# %% ../../nbs/kit/24_student.ipynb #28c24e7f
+# %% ../../nbs/kit/24_student.ipynb #2c558991
 def _plain(source):
     if re.match(r"\s*%%(?!time)", source): return ""  # another language, or a captured cell
     return re.sub(r"(?m)^(\s*)((%|!|\?).*|.*\w\?{1,2}\s*)$", lambda m: m[1] + "pass  # " + m[2].strip(), source)
+
+# %% ../../nbs/kit/24_student.ipynb #5e4f9d18
 def _literal(node):
     try: ast.literal_eval(node); return True
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError): return False
+
+# %% ../../nbs/kit/24_student.ipynb #b68cb004
 def _wanted(n):
     if isinstance(n, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return True
     if isinstance(n, ast.Try): return all(isinstance(x, (ast.Import, ast.ImportFrom)) for x in n.body)
@@ -57,7 +63,7 @@ def definitions(
         out += [(name, n) for n in tree.body if whole or _wanted(n)]
     return out, notes
 
-# %% ../../nbs/kit/24_student.ipynb #e413ef14
+# %% ../../nbs/kit/24_student.ipynb #9cbccf8c
 def execute(
     nodes, # (name of cell, node)
     space, # namespace
@@ -68,6 +74,8 @@ def execute(
         try: exec(compile(ast.Module([node], []), name, "exec"), space)
         except Exception as e: notes.append(f"{name.strip('<>')}, line {node.lineno}: {_line(e)}")
     return notes
+
+# %% ../../nbs/kit/24_student.ipynb #85f117f6
 def _line(e):
     "An exception in one line, whatever its own text does."
     try: text = " ".join(str(e).split())[:300]
@@ -75,24 +83,30 @@ def _line(e):
     if type(e).__name__ in ("Refused", "Borrowed"): return text
     return f"{type(e).__name__}: {text}" if text else type(e).__name__
 
-# %% ../../nbs/kit/24_student.ipynb #bea87416
+# %% ../../nbs/kit/24_student.ipynb #6e9bfbce
 def is_stub(node):
     "Whether a function or class does nothing but raise NotImplementedError (a docstring may stand before)."
     body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
     return len(body) == 1 and isinstance(body[0], ast.Raise) and "NotImplementedError" in ast.dump(body[0])
+
+# %% ../../nbs/kit/24_student.ipynb #18198932
 def last(nodes, name):
     "The last definition of a name among statements, or None."
     same = [n for _, n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name]
     return same[-1] if same else None
 
-# %% ../../nbs/kit/24_student.ipynb #e9c4cb3e
+# %% ../../nbs/kit/24_student.ipynb #cd62059f
 class Borrowed(BaseException):
     "Raised where student code calls slmkit's own implementation of what is graded."
+
+# %% ../../nbs/kit/24_student.ipynb #6710f719
 class _Empty(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"): raise AttributeError(name)
         def own(*args, **kwargs): raise Borrowed(f"slmkit's own {name} is not available while your function is graded")
         return own
+
+# %% ../../nbs/kit/24_student.ipynb #e31b4a4f
 def poison(
     module, # dotted name
 ):
@@ -159,12 +173,14 @@ def load(
             nodes = [(c, n) for c, n in nodes if getattr(n, "name", "") != name] + definitions([source])[0]
     return space, notes + execute(nodes, space), _harness(job, space)
 
-# %% ../../nbs/kit/24_student.ipynb #11477a92
+# %% ../../nbs/kit/24_student.ipynb #1c1cf7e1
 def _harness(job, space):
     "The hidden cell's `call`, in a namespace beside the student's; only its `call` and imports are sent."
     if not job["harness"]: return None
     own = dict(space); execute(definitions([job["harness"]], label="grader")[0], own)
     return own["call"]
+
+# %% ../../nbs/kit/24_student.ipynb #c6508cbc
 def where(
     e, # exception
 ):
@@ -172,11 +188,13 @@ def where(
     frames = [f for f in traceback.extract_tb(e.__traceback__) if f.filename.startswith("<code cell")]
     return f"{frames[-1].filename.strip('<>')}, line {frames[-1].lineno}: {frames[-1].line}"[:200] if frames else ""
 
-# %% ../../nbs/kit/24_student.ipynb #43524c0e
+# %% ../../nbs/kit/24_student.ipynb #b3f68134
 def _next(sock):
     "The grader's next message, or None when it has no more."
     try: return receive(sock)
     except EOFError: return None
+
+# %% ../../nbs/kit/24_student.ipynb #392fe0ff
 def serve(
     sock,   # to the grader
     limits, # Limits
