@@ -1,5 +1,5 @@
 "The ledger, claims and the field map: what is kept, what is refused, and that every published figure follows from its records."
-import json, os, subprocess, sys
+import json
 from pathlib import Path
 import pytest
 from slmkit.core import claims as core
@@ -9,8 +9,9 @@ from slmkit.kit.cli import main
 from slmkit.kit.declared import declared, doubles
 from slmkit.kit.field import field_page, field_rows, import_works, known_from, registry, search, served
 from slmkit.kit.foreign import add
-from slmkit.kit.ledger import canary, check_ledger, entries, evaluate, file_of, problems, publish, reattest, records_of
-from slmkit.kit.verdicts import rows, rich_table
+from slmkit.kit.canary import canary, planned, reattest, rerun_all
+from slmkit.kit.ledger import check_ledger, entries, evaluate, file_of, problems, publish, records_of
+from slmkit.kit.verdicts import rows
 
 ROOT = Path(__file__).parents[1]
 SPEC = dict(work=None, says="x beats y.", paper=dict(value=.04, setting="T5", provenance="memory", comparable=["paper"]), kind="effect",
@@ -70,7 +71,7 @@ def test_one_extension_and_only_after_inconclusive(shipped):
     publish(rs[10:], "extended"); e = load(path)
     assert e["claims"]["helps"]["verdict"]["n"] == 20 and e["claims"]["helps"]["verdict"]["level"] == .98
     assert [a["seeds"] for a in e["attempts"]] == ["100-109", "100-119"] and check_ledger() == []
-    with pytest.raises(KitError, match="already ran"): publish(rs[10:], "once more")
+    with pytest.raises(KitError, match="already ran"): publish([record(s) for s in range(110, 120)], "once more")
 
 
 def test_no_extension_after_a_verdict(shipped):
@@ -104,6 +105,16 @@ def test_publish_refuses_and_writes_nothing(shipped, bad, said):
 def test_models_that_share_a_file_name_are_told_apart(shipped):
     publish(ten(model="a/b"), "confirm")
     with pytest.raises(KitError, match="belongs to a/b"): publish(ten(model="a-b", code="c2"), "confirm")
+
+
+def test_the_same_records_again_change_nothing_and_count_no_attempt(shipped):
+    path = publish(ten(), "confirm"); before = path.read_text()
+    assert publish(ten(), "resumed") == path and path.read_text() == before
+
+
+def test_where_a_model_lies_on_a_disk_is_not_published(shipped):
+    path = publish(ten(model="/home/ada/secret/flan", data="/home/ada/rows.jsonl"), "confirm")
+    assert "ada" not in path.read_text() and ".flan.rows-jsonl." in path.name and check_ledger() == []
 
 
 # checking
@@ -173,7 +184,7 @@ def test_same_code_and_other_arms_contradict(shipped):
 def test_another_machine_is_not_compared_bit_by_bit(shipped):
     publish(ten(), "confirm")
     lines, bad = canary([record(103, gain=.06, hardware="other")])
-    assert not bad and "need not be equal" in lines[0]
+    assert not bad and "on other, the entry on cpu-x-1t-torch2.13: helps inside" in lines[0]
 
 
 def test_a_failed_canary_attests_nothing(shipped):
@@ -188,6 +199,25 @@ def test_a_cost_is_compared_within_its_tolerance(shipped):
     e = load(publish([timed(100 + i, 2 + i/100, "c1") for i in range(10)], "confirm"))
     assert not reattest(e, timed(100, 2.3, "c2"))["claims"]["fast"]["verdict"]["stale"]
     assert reattest(e, timed(100, 2.6, "c2"))["claims"]["fast"]["verdict"]["stale"]
+
+
+def test_the_canary_reruns_what_changed_and_says_what_is_current(shipped):
+    publish(ten(hardware=hardware()), "confirm")
+    plan = lambda code: lambda e, seed: record(seed, code=code, hardware=hardware())
+    assert rerun_all(plan=plan("c1"), run=None) == (["distill/made_up (cpu): current"], False)
+    lines, bad = rerun_all(plan=plan("c2"), run=lambda r: r)
+    assert lines == ["distill/made_up (cpu, seed 100): re-attested for today's code"] and not bad
+    assert rerun_all("distill/made_up", plan=plan("c2"), run=lambda r: r | record(101, .07, code="c2", hardware=hardware()))[1]
+
+
+def test_a_canary_is_planned_like_the_confirmed_run(monkeypatch):
+    from slmkit.kit.notebooks import techniques
+    monkeypatch.chdir(ROOT)
+    if not (names := list(techniques(ROOT))): pytest.skip("no technique yet")
+    from slmkit.kit.plan import chosen, plan
+    [run] = plan(chosen(names[:1]), "smoke", [103])
+    again = planned(dict(technique=names[0], profile="smoke", model=run["model"], data=run["data"]), 103)
+    assert (again["hashes"], again["parameters"]) == (run["hashes"], run["parameters"])
 
 
 # batches from elsewhere
@@ -392,8 +422,9 @@ def test_the_ledger_on_the_command_line(shipped, capsys, tmp_path, monkeypatch):
     assert run_cli(capsys, "ledger", "add", str(batch(tmp_path, ten())))[0] == 0
     path = publish(ten(), "confirm")
     assert run_cli(capsys, "ledger", "check")[0] == 0
-    assert run_cli(capsys, "ledger", "turn", "7")[1] == "distill/made_up 107\n"
-    assert run_cli(capsys, "ledger", "canary", str(batch(tmp_path, [record(104, gain=.06)], "again")))[0] == 1
+    code, out, _ = run_cli(capsys, "ledger", "canary", "--commits", "7")
+    assert code == 0 and "can't be rerun here" in out  # the technique is made up
+    assert run_cli(capsys, "ledger", "canary", "distill/nothing")[0] == 2
     e = load(path); e["claims"]["helps"]["verdict"]["mean"] = 1.; path.write_text(json.dumps(e))
     code, out, _ = run_cli(capsys, "ledger", "check")
     assert code == 1 and "published mean 1.0" in out

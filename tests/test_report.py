@@ -6,7 +6,7 @@ from slmkit.core.settings import KitError
 from slmkit.kit.changes import compare, said
 from slmkit.kit.cli import main
 from slmkit.kit.ledger import publish
-from slmkit.kit.report import BUILD, claim_rows, failures, groups, newest, word, write
+from slmkit.kit.report import BUILD, claim_rows, groups, newest, word, write
 
 SPEC = dict(work="some-work", says="x <beats> y.", paper=dict(value=.04, setting="T5", provenance="memory", comparable=["paper"]),
             kind="effect", metric="gain", least=.02, unit="training", settles=dict(cpu="partly"), band=None, tolerance=None, nominal=None,
@@ -93,6 +93,20 @@ def test_incomplete_confirm_seeds_give_no_verdict(tmp_path, records, start):
     assert not any(w in text for w in NO_VERDICT)
 
 
+def test_runs_of_earlier_code_are_left_out_and_counted(tmp_path):
+    new = [record(s, gain=.09, hashes=dict(code="new", model="m", data="d")) for s in range(2)]
+    path = write(batch(tmp_path/"run", BUILDING + new))
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    assert [(r["seeds"], float(r["mean"]) > .07) for r in rows] == [("0-1", True)]
+    assert "3 runs of earlier code, model or data left out" in path.read_text()
+
+
+def test_a_torn_line_is_left_out_and_counted(tmp_path):
+    run = batch(tmp_path/"run", BUILDING)
+    with open(run/"records.jsonl", "a") as f: f.write('{"technique": "distill/ma\n')
+    assert "1 torn lines left out" in write(run).read_text()
+
+
 def test_failures_come_with_their_traceback_and_cannot_inject(tmp_path):
     run = batch(tmp_path/"run", BUILDING + [record(3, status="failed"), record(4, status="oom", error=None)])
     error = dict(output_type="error", traceback=["\x1b[31mTraceback\x1b[0m", "line 3 <b>", "ValueError: no rows"])
@@ -146,7 +160,7 @@ def test_a_record_without_a_spec_breaks_no_report(tmp_path):
     assert len(plt.get_fignums()) == before  # the picture that failed is closed as well
 
 
-@pytest.mark.parametrize("text, said_", [("", "no records"), ("{}\n", "records.jsonl:1"), ("nonsense", "records.jsonl:1")])
+@pytest.mark.parametrize("text, said_", [("", "no records"), ("{}\n", "no records"), ("nonsense", "no records")])
 def test_a_folder_that_is_no_batch(tmp_path, text, said_):
     (tmp_path/"records.jsonl").write_text(text)
     with pytest.raises(KitError) as e: write(tmp_path)

@@ -8,12 +8,13 @@ Docs: https://slmkit.github.io/slmkit/kit/report_page.html.md"""
 __all__ = ['HEADS', 'NOTE', 'summary', 'outcome_tag', 'claim_cells', 'anchor', 'svg', 'links', 'claim_part', 'sections',
            'cost_text', 'failure', 'changes_part', 'html']
 
-# %% ../../nbs/kit/18_report_page.ipynb #368654cb
+# %% ../../nbs/kit/18_report_page.ipynb #62a789b4
 import io, re
 from html import escape
 from urllib.parse import quote
 from ..core.judge import OUTCOMES
 from .changes import change_text, time_text
+from .ledger import short
 from .page import page, table, tag
 from .report import BUILD, arm_rows, environment, groups, ledger_text, mine_text, text_cells, totals
 from .verdicts import number, paper_text, result
@@ -93,7 +94,7 @@ def claim_part(
     listed = table(["Arm", "Mean", "Interval", "Seeds"], arms, cards=False)
     return f"<h3>{escape(name)}</h3><p>{escape(row['says'] or '')}</p>{drawn}{listed}"
 
-# %% ../../nbs/kit/18_report_page.ipynb #5e9e2161
+# %% ../../nbs/kit/18_report_page.ipynb #1e52fe42
 def sections(
     records, # of the batch
     rows,    # of `claim_rows`, in the order of the groups
@@ -103,7 +104,7 @@ def sections(
     for g in groups(records):
         if g[0]["technique"] != last:
             last = g[0]["technique"]; out.append(f'<h2 id="{anchor(last)}">{escape(last)}</h2>')
-        where = " · ".join(escape(str(g[0].get(k))) for k in ("profile", "model", "data") if g[0].get(k))
+        where = " · ".join(escape(str(short(g[0].get(k)))) for k in ("profile", "model", "data") if g[0].get(k))
         out.append(f"<p class=soft>{where} · runs: {links(g)}</p>")
         for _ in dict.fromkeys(n for r in g for n in r.get("claims", {})):
             row = next(rows); out.append(claim_part(g, row) + f"<p class=soft>{cost_text(row)}</p>")
@@ -144,16 +145,18 @@ def changes_part(
     body = "".join(part(k, list(v)) for k, v in lists.items())
     return f"<h2>Since {escape(before)}</h2>{body or '<p>Nothing changed.</p>'}"
 
-# %% ../../nbs/kit/18_report_page.ipynb #68941dd8
+# %% ../../nbs/kit/18_report_page.ipynb #82c143f2
 def html(
     title,   # of the batch
     records, # of it
     rows,    # of `claim_rows`
     failed,  # of `failures`
     changes=None, before="", # of `compare`, and the earlier batch's name
+    left_out=(), # remarks of `read_batch`
 ):
     "The whole report as one HTML document."
     note = f"<p>{escape(NOTE)}</p>" if any(r["label"] == BUILD for r in rows) else ""
+    note += "".join(f"<p class=soft>{escape(x)}</p>" for x in left_out)
     claims = table(HEADS, [claim_cells(r) for r in rows]) if rows else "<p>No claim was recorded.</p>"
     env = table(["What", "Value"], [[escape(k), escape(v)] for k, v in environment(records).items()],
                 cards=False)
