@@ -9,242 +9,370 @@ __all__ = ['KINDS', 'SAYINGS', 'GOT', 'WENT', 'AFTER', 'OWNED', 'ASKED', 'CAME',
            'kind', 'someone', 'two', 'some', 'say', 'person_facts', 'town_facts', 'what_things_are', 'opposites',
            'happening', 'number_story', 'retold', 'reasons', 'holdings', 'shared_out', 'reading', 'habits', 'meanings',
            'asking', 'all_and_only', 'sums', 'signs', 'small_words', 'places', 'topic_text', 'word_games',
-           'number_games', 'document', 'text', 'grams', 'leaks']
+           'number_games', 'document', 'size', 'text', 'grams', 'leaks']
 
-# %% ../../nbs/core/03_documents.ipynb #de1d2482
+# %% ../../nbs/core/03_documents.ipynb #3050383a
 import random
-from .world import (COLORS, DAYS, FEELINGS, GROUPS, HOLDERS, NUMBER_WORDS, OPPOSITES, PEOPLE, PLACES, THINGS, TIMES,
-    TOPICS, a, facts, plural, vocabulary, zipf_weights)
+from .world import (COLORS, DAYS, FEELINGS, GROUPS, HOLDERS, NUMBER_WORDS, OPPOSITES, PEOPLE, PLACES, THINGS,
+    TIMES, TOPICS, a, facts, plural, vocabulary, zipf_weights)
 
-# %% ../../nbs/core/03_documents.ipynb #bc4e6acb
+# %% ../../nbs/core/03_documents.ipynb #4fb8c4d3
 KINDS = {}
 def kind(
     weight, # how often, relative to the others
 ):
     "Decorator: register `f(rng) -> str` as a kind of document."
-    def register(f): KINDS[f.__name__] = (f, weight); return f
+    def register(f):
+        KINDS[f.__name__] = (f, weight)
+        return f
     return register
 
-# %% ../../nbs/core/03_documents.ipynb #4204e248
-def someone(rng): "A person, spoken of by Zipf's law."; return rng.choices(PEOPLE, cum_weights=zipf_weights(len(PEOPLE)))[0]
-def two(rng): "Two different people, any two."; return rng.sample(PEOPLE, 2)
-def some(rng): "The plural of a thing."; return plural(rng.choice(THINGS))
+# %% ../../nbs/core/03_documents.ipynb #32d58daa
+def someone(rng):
+    "A person, spoken of by Zipf's law."
+    return rng.choices(PEOPLE, cum_weights=zipf_weights(len(PEOPLE)))[0]
+def two(rng):
+    "Two different people, any two."
+    return rng.sample(PEOPLE, 2)
+def some(rng):
+    "The plural of a thing."
+    return plural(rng.choice(THINGS))
 
-# %% ../../nbs/core/03_documents.ipynb #81ac1435
+# %% ../../nbs/core/03_documents.ipynb #d543ec4e
 SAYINGS = {
-    "town": ["{p} lives in {v} .", "the home of {p} is in {v} .", "{v} is the town of {p} .", "in {v} you can meet {p} ."],
+    "town": ["{p} lives in {v} .", "the home of {p} is in {v} .", "{v} is the town of {p} .",
+             "in {v} you can meet {p} ."],
     "job": ["{p} works as {a} .", "{p} became {a} .", "the job of {p} is {v} .", "ask {p} , who is {a} ."],
     "pet": ["{p} has {a} at home .", "the pet of {p} is {a} .", "{p} often walks with the {v} .", "{p} keeps {a} ."],
     "color": ["{p} likes {v} best .", "the color of {p} is {v} .", "{p} loves {v} .", "{p} has {v} walls ."],
     "food": ["{p} eats {v} every day .", "{v} is the food of {p} .", "{p} made {v} .", "{p} loves to eat {v} ."],
     "hobby": ["{p} likes {v} .", "the hobby of {p} is {v} .", "{p} learns {v} .", "on {d} {p} has {v} ."],
 }
+
+# %% ../../nbs/core/03_documents.ipynb #658c175b
 def say(rng, p, r):
     "One way of telling fact `r` of person `p`."
     v = facts()[p][r]
     return rng.choice(SAYINGS[r]).format(p=p, v=v, a=a(v), d=rng.choice(DAYS))
 
-# %% ../../nbs/core/03_documents.ipynb #8a982640
+# %% ../../nbs/core/03_documents.ipynb #84874c6f
 @kind(5)
 def person_facts(rng):
+    "Four facts of one person."
     p = someone(rng)
     return " ".join(say(rng, p, r) for r in rng.sample(list(SAYINGS), 4))
 
+# %% ../../nbs/core/03_documents.ipynb #51e8d645
 @kind(2)
 def town_facts(rng):
-    p = someone(rng); t = facts()[p]["town"]; g = facts()["region"][t]
-    return rng.choice((f"{t} lies in the {g} . the people of {t} like the {g} .", f"{say(rng, p, 'town')} that town is in the {g} .",
+    "The region of a town, and somebody who lives there."
+    p = someone(rng)
+    t = facts()[p]["town"]
+    g = facts()["region"][t]
+    return rng.choice((
+        f"{t} lies in the {g} . the people of {t} like the {g} .",
+        f"{say(rng, p, 'town')} that town is in the {g} .",
         f"the {g} has the town {t} . {say(rng, p, 'town')} {say(rng, p, 'job')}"))
 
-# %% ../../nbs/core/03_documents.ipynb #cc07fcde
+# %% ../../nbs/core/03_documents.ipynb #a97381bc
 @kind(2)
 def what_things_are(rng):
-    g = rng.choice(list(GROUPS)); x, y = rng.sample(GROUPS[g], 2)
+    "Which group a thing belongs to, and which it doesn't."
+    g = rng.choice(list(GROUPS))
+    x, y = rng.sample(GROUPS[g], 2)
     far = rng.choice([k for k in GROUPS if k != g])
-    return rng.choice((f"{a(x)} is {a(g)} . {plural(y)} are {plural(g)} too .", f"{plural(x)} and {plural(y)} belong to the {plural(g)} .",
-        f"some {plural(g)} are {plural(x)} , others are {plural(y)} .", f"is {a(x)} {a(far)} ? no , {a(x)} is {a(g)} ."))
+    return rng.choice((
+        f"{a(x)} is {a(g)} . {plural(y)} are {plural(g)} too .",
+        f"{plural(x)} and {plural(y)} belong to the {plural(g)} .",
+        f"some {plural(g)} are {plural(x)} , others are {plural(y)} .",
+        f"is {a(x)} {a(far)} ? no , {a(x)} is {a(g)} ."))
 
+# %% ../../nbs/core/03_documents.ipynb #2108b869
 @kind(1)
 def opposites(rng):
+    "Two words of which only one can be true."
     x, y = rng.choice(list(OPPOSITES.items()))
     if rng.random() < .5: x, y = y, x
-    return rng.choice((f"{x} is not {y} .", f"nothing is both {x} and {y} .", f"if it is {x} it cannot be {y} ."))
+    return rng.choice((
+        f"{x} is not {y} .",
+        f"nothing is both {x} and {y} .",
+        f"if it is {x} it cannot be {y} ."))
 
-# %% ../../nbs/core/03_documents.ipynb #94319874
-GOT = ["{q} handed {p} {m} {x} .", "{p} picked up {m} {x} .", "{m} {x} came as a gift for {p} .", "{p} collected {m} {x} more .",
-       "{q} added {m} {x} for {p} ."]
-WENT = ["{p} handed {m} {x} over to {q} .", "{m} {x} of {p} fell and broke .", "{p} dropped {m} {x} .", "{q} took {m} {x} away from {p} .",
-        "{p} threw {m} {x} away ."]
+# %% ../../nbs/core/03_documents.ipynb #bc1a9972
+GOT = ["{q} handed {p} {m} {x} .", "{p} picked up {m} {x} .", "{m} {x} came as a gift for {p} .",
+       "{p} collected {m} {x} more .", "{q} added {m} {x} for {p} ."]
+WENT = ["{p} handed {m} {x} over to {q} .", "{m} {x} of {p} fell and broke .", "{p} dropped {m} {x} .",
+        "{q} took {m} {x} away from {p} .", "{p} threw {m} {x} away ."]
 AFTER = ["so {p} held {n} {x} .", "that left {n} {x} .", "then {p} counted {n} {x} .", "now it was {n} {x} in all ."]
 
-# %% ../../nbs/core/03_documents.ipynb #efa706c7
+# %% ../../nbs/core/03_documents.ipynb #3e9a951d
 def happening(rng, p, q, x, n):
     "One change to `n` things `x` of `p`: its sentence, its sign, its size and the new number."
     up = n < 3 or rng.random() < .5
     m = rng.randint(1, 40 if up else n - 1)
-    return rng.choice(GOT if up else WENT).format(p=p, q=q, x=x, m=m), "+" if up else "-", m, n + m if up else n - m
+    told = rng.choice(GOT if up else WENT).format(p=p, q=q, x=x, m=m)
+    return (told, "+", m, n + m) if up else (told, "-", m, n - m)
 
-# %% ../../nbs/core/03_documents.ipynb #082639ce
+# %% ../../nbs/core/03_documents.ipynb #f267ba32
 @kind(8)
 def number_story(rng):
+    "A start, then one to three changes, sometimes with what was left and with something beside the point."
     (p, q), x, y, n = two(rng), some(rng), some(rng), rng.randint(2, 60)
-    out = [rng.choice(("in the {t} {p} owned {n} {x} .", "{p} kept {n} {x} in a {h} .", "{n} {x} lay before {p} that {t} ."))
-           .format(t=rng.choice(TIMES), p=p, n=n, x=x, h=rng.choice(HOLDERS))]
+    start = rng.choice((
+        "in the {t} {p} owned {n} {x} .",
+        "{p} kept {n} {x} in a {h} .",
+        "{n} {x} lay before {p} that {t} ."))
+    out = [start.format(t=rng.choice(TIMES), p=p, n=n, x=x, h=rng.choice(HOLDERS))]
     for _ in range(rng.randint(1, 3)):
-        told, _, _, n = happening(rng, p, q, x, n); out.append(told)
+        told, _, _, n = happening(rng, p, q, x, n)
+        out.append(told)
         if rng.random() < .6: out.append(rng.choice(AFTER).format(p=p, n=n, x=x))
         if rng.random() < .4: out.append(f"{q} looked at {rng.randint(2, 60)} {y} .")
     return " ".join(out)
 
-# %% ../../nbs/core/03_documents.ipynb #0a7d8167
+# %% ../../nbs/core/03_documents.ipynb #fafa1f41
 @kind(6)
 def retold(rng):
+    "Two happenings to two people, then one of them in short."
     (p, q), x, y = two(rng), some(rng), some(rng)
-    first, sign1, m1, n = happening(rng, p, q, x, rng.randint(9, 60))
+    first, sign, m, _ = happening(rng, p, q, x, rng.randint(9, 60))
     other, _, _, _ = happening(rng, q, p, y, rng.randint(9, 60))
     told = [first, other]
     if rng.random() < .5: told.reverse()
-    word = "gained" if sign1 == "+" else "lost"
-    return rng.choice(("{s} about {p} and the {x} : {p} {w} {m} .", "{s} in short : {p} {w} {m} {x} .", "{s} the {x} : {g} {m} .",
-        "{s} {w} by {p} : {m} {x} .")).format(s=" ".join(told), p=p, x=x, w=word, m=m1, g="plus" if sign1 == "+" else "minus")
+    word, plus = ("gained", "plus") if sign == "+" else ("lost", "minus")
+    form = rng.choice((
+        "{s} about {p} and the {x} : {p} {w} {m} .",
+        "{s} in short : {p} {w} {m} {x} .",
+        "{s} the {x} : {g} {m} .",
+        "{s} {w} by {p} : {m} {x} ."))
+    return form.format(s=" ".join(told), p=p, x=x, w=word, m=m, g=plus)
 
+# %% ../../nbs/core/03_documents.ipynb #79ad3a65
 @kind(4)
 def reasons(rng):
+    "A happening, and whether it makes more or fewer."
     (p, q), x, n = two(rng), some(rng), rng.randint(9, 60)
     told, sign, m, after = happening(rng, p, q, x, n)
-    more, verb = ("more", "add") if sign == "+" else ("fewer", "subtract")
-    return rng.choice((f"{told} because of that {p} had {more} {x} than before .", f"{told} to know the rest you {verb} {m} .",
-        f"from {n} it goes to {after} , since {told}", f"{told} the sum became {'larger' if sign == '+' else 'smaller'} by {m} ."))
+    more, verb, larger = ("more", "add", "larger") if sign == "+" else ("fewer", "subtract", "smaller")
+    return rng.choice((
+        f"{told} because of that {p} had {more} {x} than before .",
+        f"{told} to know the rest you {verb} {m} .",
+        f"from {n} it goes to {after} , since {told}",
+        f"{told} the sum became {larger} by {m} ."))
 
-# %% ../../nbs/core/03_documents.ipynb #8a6f85bb
+# %% ../../nbs/core/03_documents.ipynb #68b87ec3
 @kind(4)
 def holdings(rng):
+    "Who has how many of what, and a question about one of them."
     people, things = rng.sample(PEOPLE, 3), rng.sample(THINGS, 3)
     have = [(p, rng.randint(2, 60), plural(rng.choice(things))) for p in people]
-    lines = " ".join(rng.choice(("{p} : {n} {x} .", "{p} owned {n} {x} .", "{n} {x} belong to {p} .")).format(p=p, n=n, x=x) for p, n, x in have)
+    forms = "{p} : {n} {x} .", "{p} owned {n} {x} .", "{n} {x} belong to {p} ."
+    lines = [rng.choice(forms).format(p=p, n=n, x=x) for p, n, x in have]
     p, n, x = rng.choice(have)
-    return lines + rng.choice((f" what does {p} own ? {n} {x} .", f" {p} said : i own {n} {x} .", f" who owns {n} {x} ? {p} ."))
+    return " ".join(lines) + rng.choice((
+        f" what does {p} own ? {n} {x} .",
+        f" {p} said : i own {n} {x} .",
+        f" who owns {n} {x} ? {p} ."))
 
+# %% ../../nbs/core/03_documents.ipynb #17cff421
 @kind(3)
 def shared_out(rng):
+    "Equal groups: so many holders with so many things each."
     p, x, h, k, m = someone(rng), some(rng), rng.choice(HOLDERS), rng.randint(2, 9), rng.randint(2, 50)
-    return rng.choice((f"{p} put {m} {x} into every {h} . with {k} {plural(h)} that made {k*m} {x} .", f"{k} times {m} {x} is {k*m} {x} .",
-        f"{k*m} {x} , shared out among {k} children , gave {m} to each child .", f"from {k*m} {x} {p} packed {k} {plural(h)} of {m} ."))
+    return rng.choice((
+        f"{p} put {m} {x} into every {h} . with {k} {plural(h)} that made {k*m} {x} .",
+        f"{k} times {m} {x} is {k*m} {x} .",
+        f"{k*m} {x} , shared out among {k} children , gave {m} to each child .",
+        f"from {k*m} {x} {p} packed {k} {plural(h)} of {m} ."))
 
-# %% ../../nbs/core/03_documents.ipynb #4fd19d76
+# %% ../../nbs/core/03_documents.ipynb #f86faf15
 OWNED = ["{p} owned {n} {x} .", "{n} {x} lay before {p} .", "{p} kept {n} {x} at home .", "with {p} were {n} {x} ."]
 ASKED = ["what did {p} own first ? {n} {x} .", "who owned {n} {x} ? {p} .", "the {x} of {p} at the start : {n} .",
          "{p} began with {n} {x} ."]
-CAME = ["what came to {p} ? {m} {x} .", "{p} gained {m} {x} .", "the {x} that {p} got : {m} .", "{p} and the {x} : plus {m} ."]
-LEFT = ["what left {p} ? {m} {x} .", "{p} lost {m} {x} .", "the {x} that {p} no longer has : {m} .", "{p} and the {x} : minus {m} ."]
+CAME = ["what came to {p} ? {m} {x} .", "{p} gained {m} {x} .", "the {x} that {p} got : {m} .",
+        "{p} and the {x} : plus {m} ."]
+LEFT = ["what left {p} ? {m} {x} .", "{p} lost {m} {x} .", "the {x} that {p} no longer has : {m} .",
+        "{p} and the {x} : minus {m} ."]
 
-# %% ../../nbs/core/03_documents.ipynb #681c6c4e
+# %% ../../nbs/core/03_documents.ipynb #b32c5d25
 @kind(24)
 def reading(rng):
+    "Two to four sentences about three people, then up to three questions with their answers."
     people, things = rng.sample(PEOPLE, 3), [plural(t) for t in rng.sample(THINGS, 2)]
     told, asked = [], []
     for _ in range(rng.randint(2, 4)):
         (p, q), x, n = rng.sample(people, 2), rng.choice(things), rng.randint(2, 60)
-        if rng.random() < .4: form, about, n = OWNED, ASKED, n
+        if rng.random() < .4: form, about = OWNED, ASKED
         else: form, about = rng.choice(((GOT, CAME), (WENT, LEFT)))
         fill = dict(p=p, q=q, x=x, n=n, m=n)
-        told.append(rng.choice(form).format(**fill)); asked.append(rng.choice(about).format(**fill))
+        told.append(rng.choice(form).format(**fill))
+        asked.append(rng.choice(about).format(**fill))
     return " ".join(told + rng.sample(asked, min(len(asked), 3)))
 
-# %% ../../nbs/core/03_documents.ipynb #1126c857
+# %% ../../nbs/core/03_documents.ipynb #7e84a178
 UPS, DOWNS = "buys finds gets collects receives".split(), "sells loses gives drops breaks".split()
 UP_NOUNS, DOWN_NOUNS = "buying finding".split(), "selling losing giving".split()
+
+# %% ../../nbs/core/03_documents.ipynb #8cc14318
 @kind(4)
 def habits(rng):
+    "What somebody does every week, and whether that adds or takes away."
     (p, q), x, n, d = two(rng), some(rng), rng.randint(2, 60), rng.choice(DAYS)
-    verb, way = rng.choice([(u, "up") for u in UPS] + [(w, "down") for w in DOWNS])
-    change, sign = ("more", "plus") if way == "up" else ("fewer", "minus")
-    return rng.choice((f"on {d} {p} {verb} {n} {x} , so {change} are left with {p} .", f"{p} {verb} {x} at the {rng.choice(PLACES)} and {q} looks on .",
-        f"when {p} {verb} {n} {x} , that is {sign} {n} .", f"each {d} {p} {verb} {rng.choice(NUMBER_WORDS[2:])} {x} ."))
+    verb, up = rng.choice([(u, True) for u in UPS] + [(w, False) for w in DOWNS])
+    change, sign = ("more", "plus") if up else ("fewer", "minus")
+    return rng.choice((
+        f"on {d} {p} {verb} {n} {x} , so {change} are left with {p} .",
+        f"{p} {verb} {x} at the {rng.choice(PLACES)} and {q} looks on .",
+        f"when {p} {verb} {n} {x} , that is {sign} {n} .",
+        f"each {d} {p} {verb} {rng.choice(NUMBER_WORDS[2:])} {x} ."))
 
+# %% ../../nbs/core/03_documents.ipynb #9016f157
 @kind(2)
 def meanings(rng):
+    "Which words mean plus, minus, times and divided by."
     up, down = rng.choice(UP_NOUNS), rng.choice(DOWN_NOUNS)
-    return rng.choice((f"{up} is a gain , {down} is a loss .", f"a gain is plus and {down} is minus .", f"we add for {up} and subtract for {down} .",
-        "together is plus , the difference is minus .", "to share equally we divide . for many equal groups we multiply .",
-        f"after {up} there is more , after {down} there is less .", "to split is to divide . in all means everything together ."))
+    return rng.choice((
+        f"{up} is a gain , {down} is a loss .",
+        f"a gain is plus and {down} is minus .",
+        f"we add for {up} and subtract for {down} .",
+        "together is plus , the difference is minus .",
+        "to share equally we divide . for many equal groups we multiply .",
+        f"after {up} there is more , after {down} there is less .",
+        "to split is to divide . in all means everything together ."))
 
-# %% ../../nbs/core/03_documents.ipynb #9a071e1e
+# %% ../../nbs/core/03_documents.ipynb #be623575
 @kind(4)
 def asking(rng):
+    "Questions for a number that was just said."
     (p, q), x, n, h = two(rng), some(rng), rng.randint(2, 60), rng.choice(HOLDERS)
-    return rng.choice((f"{p} asked {q} : how many {x} do you have ? {q} said : i have {n} .", f"the {h} held {n} {x} . how many {x} were inside ? {n} .",
-        f"there are {n} {x} here . how many ? {n} {x} .", f"{p} has {n} {x} with {q} . how many do they have together ? {n} .",
-        f"who has {n} {x} now ? {p} has them , {q} does not .", f"{p} sees {n} {x} . does {q} have any ? no , {q} has none ."))
+    return rng.choice((
+        f"{p} asked {q} : how many {x} do you have ? {q} said : i have {n} .",
+        f"the {h} held {n} {x} . how many {x} were inside ? {n} .",
+        f"there are {n} {x} here . how many ? {n} {x} .",
+        f"{p} has {n} {x} with {q} . how many do they have together ? {n} .",
+        f"who has {n} {x} now ? {p} has them , {q} does not .",
+        f"{p} sees {n} {x} . does {q} have any ? no , {q} has none ."))
 
+# %% ../../nbs/core/03_documents.ipynb #e82a2d62
 @kind(2)
 def all_and_only(rng):
-    g = rng.choice(list(GROUPS)); x = rng.choice(GROUPS[g]); (p, q), c = two(rng), rng.choice(COLORS)
-    return rng.choice((f"every {x} must be {a(g)} , yet not all {plural(g)} are {plural(x)} .", f"{p} holds {a(x)} and so {p} also holds {a(g)} .",
-        f"if {a(x)} is {c} it is still {a(x)} .", f"{p} has only {plural(x)} , so no other {plural(g)} belong to {p} .",
+    "What follows from a group, and what doesn't."
+    g = rng.choice(list(GROUPS))
+    x, (p, q), c = rng.choice(GROUPS[g]), two(rng), rng.choice(COLORS)
+    return rng.choice((
+        f"every {x} must be {a(g)} , yet not all {plural(g)} are {plural(x)} .",
+        f"{p} holds {a(x)} and so {p} also holds {a(g)} .",
+        f"if {a(x)} is {c} it is still {a(x)} .",
+        f"{p} has only {plural(x)} , so no other {plural(g)} belong to {p} .",
         f"the friend of {q} may be {rng.choice(list(OPPOSITES))} , we are not told ."))
 
-# %% ../../nbs/core/03_documents.ipynb #68a7ccd3
+# %% ../../nbs/core/03_documents.ipynb #3b5a22a6
 @kind(5)
 def sums(rng):
+    "Two to four small sums and differences, most below ten."
     out = []
     for _ in range(rng.randint(2, 4)):
-        top = rng.choice((10, 10, 60)); x, y = sorted((rng.randrange(top), rng.randrange(top)), reverse=True)
-        out.append(rng.choice(("{x} + {y} = {s} .", "{x} - {y} = {d} .", "add {y} to {x} : {s} .", "take {y} from {x} : {d} .",
-            "{x} plus {y} makes {s} .", "{x} minus {y} leaves {d} .")).format(x=x, y=y, s=x + y, d=x - y))
+        top = rng.choice((10, 10, 60))
+        x, y = sorted((rng.randrange(top), rng.randrange(top)), reverse=True)
+        form = rng.choice((
+            "{x} + {y} = {s} .", "{x} - {y} = {d} .",
+            "add {y} to {x} : {s} .", "take {y} from {x} : {d} .",
+            "{x} plus {y} makes {s} .", "{x} minus {y} leaves {d} ."))
+        out.append(form.format(x=x, y=y, s=x + y, d=x - y))
     return " ".join(out)
 
+# %% ../../nbs/core/03_documents.ipynb #924d2731
 @kind(3)
 def signs(rng):
-    n, (p, q), x, out, expr = rng.randint(9, 60), two(rng), some(rng), [], ""
-    expr, value = str(n), n
+    "A story and the number it ends with, or its expression and value, or the sign of its last sentence."
+    n, (p, q), x = rng.randint(9, 60), two(rng), some(rng)
+    out, expr, value = [], str(n), n
     for _ in range(rng.randint(1, 3)):
-        told, sign, m, value = happening(rng, p, q, x, value); out.append(told); expr = f"( {expr} {sign} {m} )"
-    return rng.choice((f"from {n} on : " + " ".join(out) + f" {value} .", f"{expr} = {value} .", f"the sign of this is {sign} : {told}"))
+        told, sign, m, value = happening(rng, p, q, x, value)
+        out.append(told)
+        expr = f"( {expr} {sign} {m} )"
+    return rng.choice((
+        f"from {n} on : {' '.join(out)} {value} .",
+        f"{expr} = {value} .",
+        f"the sign of this is {sign} : {told}"))
 
+# %% ../../nbs/core/03_documents.ipynb #a8dca189
 @kind(2)
 def small_words(rng):
-    x, y = sorted(rng.sample(range(13), 2)); w = NUMBER_WORDS
-    return rng.choice((f"{w[x]} is less than {w[y]} . {y} is larger than {x} .", f"{w[y]} minus {w[x]} is {y - x} .", f"{w[x]} comes before {w[y]} .",
+    "Numbers as words: which is less, and by how much."
+    x, y = sorted(rng.sample(range(13), 2))
+    less, more = NUMBER_WORDS[x], NUMBER_WORDS[y]
+    return rng.choice((
+        f"{less} is less than {more} . {y} is larger than {x} .",
+        f"{more} minus {less} is {y - x} .",
+        f"{less} comes before {more} .",
         f"{rng.randint(31, 60)} is larger than {rng.randint(2, 30)} ."))
 
-# %% ../../nbs/core/03_documents.ipynb #9551e8a4
+# %% ../../nbs/core/03_documents.ipynb #bdc266f1
 @kind(3)
 def places(rng):
+    "Where a thing was left, taken or found."
     (p, q), x, c, (h, g) = two(rng), rng.choice(THINGS), rng.choice(COLORS), rng.sample(PLACES, 2)
-    return rng.choice(("{p} left the {c} {x} at the {h} . later {q} saw it there .", "{p} said : where is my {x} ? {q} said : at the {h} .",
-        "{p} went from the {h} to the {g} and took the {x} along . now the {x} is at the {g} .", "at the {h} stood {p} with {a} . it was {c} .")
-        ).format(p=p, q=q, x=x, c=c, h=h, g=g, a=a(x))
+    return rng.choice((
+        f"{p} left the {c} {x} at the {h} . later {q} saw it there .",
+        f"{p} said : where is my {x} ? {q} said : at the {h} .",
+        f"{p} went from the {h} to the {g} and took the {x} along . now the {x} is at the {g} .",
+        f"at the {h} stood {p} with {a(x)} . it was {c} ."))
 
+# %% ../../nbs/core/03_documents.ipynb #73fa3a81
 @kind(3)
 def topic_text(rng):
-    t = rng.choice(list(TOPICS)); w = rng.sample(TOPICS[t], 4); p, q = two(rng); f = rng.choice(FEELINGS[rng.choice(("good", "bad"))])
-    return rng.choice(("{p} talked about {t} : the {0} , the {1} and the {2} .", "after the {0} came the {1} . the {2} was {f} , said {p} .",
-        "no {t} without {0} and {1} .", "{p} and {q} met at the {0} , near the {3} . it was a {f} day ."))\
-        .format(*w, t=t, p=p, q=q, f=f)
+    "A sentence with words of one topic."
+    t = rng.choice(list(TOPICS))
+    w, (p, q) = rng.sample(TOPICS[t], 4), two(rng)
+    f = rng.choice(FEELINGS[rng.choice(("good", "bad"))])
+    return rng.choice((
+        f"{p} talked about {t} : the {w[0]} , the {w[1]} and the {w[2]} .",
+        f"after the {w[0]} came the {w[1]} . the {w[2]} was {f} , said {p} .",
+        f"no {t} without {w[0]} and {w[1]} .",
+        f"{p} and {q} met at the {w[0]} , near the {w[3]} . it was a {f} day ."))
 
-# %% ../../nbs/core/03_documents.ipynb #6a969628
+# %% ../../nbs/core/03_documents.ipynb #5a860aaa
 @kind(3)
 def word_games(rng):
-    w = [rng.choice(vocabulary()) for _ in range(rng.randint(3, 6))]; l = " ".join(w)
-    return rng.choice((f"copy : {l} . {l} .", f"first word of {l} : {w[0]} .", f"last word of {l} : {w[-1]} .", f"turn around {l} : {' '.join(w[::-1])} .",
+    "Copying, turning around and counting any words."
+    w = [rng.choice(vocabulary()) for _ in range(rng.randint(3, 6))]
+    l = " ".join(w)
+    return rng.choice((
+        f"copy : {l} . {l} .",
+        f"first word of {l} : {w[0]} .",
+        f"last word of {l} : {w[-1]} .",
+        f"turn around {l} : {' '.join(w[::-1])} .",
         f"how many words : {l} . {len(w)} ."))
 
+# %% ../../nbs/core/03_documents.ipynb #5ca55faa
 @kind(2)
 def number_games(rng):
-    n = [str(rng.randrange(100)) for _ in range(rng.randint(3, 5))]; i = rng.randrange(len(n)); l = " , ".join(n)
-    return rng.choice((f"copy : {l} . {l} .", f"number list {l} . {'first second third'.split()[min(i, 2)]} : {n[min(i, 2)]} .",
-        f"the largest of {l} is {max(n, key=int)} .", f"sort {l} : {' , '.join(sorted(n, key=int))} ."))
+    "Copying, picking, comparing and sorting numbers."
+    n = [str(rng.randrange(100)) for _ in range(rng.randint(3, 5))]
+    i, l = min(rng.randrange(len(n)), 2), " , ".join(n)
+    return rng.choice((
+        f"copy : {l} . {l} .",
+        f"number list {l} . {('first', 'second', 'third')[i]} : {n[i]} .",
+        f"the largest of {l} is {max(n, key=int)} .",
+        f"sort {l} : {' , '.join(sorted(n, key=int))} ."))
 
-# %% ../../nbs/core/03_documents.ipynb #37018b88
+# %% ../../nbs/core/03_documents.ipynb #614762cc
 def document(
     rng, # random.Random
 ):
     "One document: a kind drawn by its weight, then one of that kind, as text of Toyland's closed vocabulary."
-    names = list(KINDS)
-    return KINDS[rng.choices(names, [KINDS[k][1] for k in names])[0]][0](rng)
+    makers, weights = zip(*KINDS.values())
+    return rng.choices(makers, weights)[0](rng)
 
-# %% ../../nbs/core/03_documents.ipynb #1daa29b6
+# %% ../../nbs/core/03_documents.ipynb #ee9e6df7
+def size(
+    document, # text
+):
+    "Words, signs and digits of a document: its tokens, nearly."
+    return sum(len(w) if w.isdigit() else 1 for w in document.split())
+
+# %% ../../nbs/core/03_documents.ipynb #652b1f28
 def text(
     rng,     # random.Random
     room=72, # words, signs and digits that fit
@@ -252,9 +380,9 @@ def text(
     "Whole documents joined by ` </s> `, as many as fit before the first that does not."
     out, left = [document(rng)], room
     while True:
-        left -= 1 + sum(len(w) if w.isdigit() else 1 for w in out[-1].split())
+        left -= 1 + size(out[-1])
         out.append(document(rng))
-        if left < sum(len(w) if w.isdigit() else 1 for w in out[-1].split()): return " </s> ".join(out[:-1])
+        if left < size(out[-1]): return " </s> ".join(out[:-1])
 
 # %% ../../nbs/core/03_documents.ipynb #e19dbc69
 def grams(

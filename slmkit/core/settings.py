@@ -15,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-# %% ../../nbs/core/00_settings.ipynb #58f802bd
+# %% ../../nbs/core/00_settings.ipynb #5f843abf
 class KitError(Exception):
     "Bad input, told in one line: what was wrong, where, and what to do."
+
+# %% ../../nbs/core/00_settings.ipynb #5d4799d1
 def nearest(
     word,    # what was typed
     choices, # what exists
@@ -36,9 +38,11 @@ def seed_everything(
     if not torch.cuda.is_available(): torch.set_num_threads(1)  # the sum of two halves depends on where they were cut
     return random.Random(seed)
 
-# %% ../../nbs/core/00_settings.ipynb #ad77003c
+# %% ../../nbs/core/00_settings.ipynb #9e8c10b3
 PROFILES = "smoke", "cpu", "gpu", "paper"
 current = SimpleNamespace(profile="cpu", cfg=None)  # what this process runs at: the cell hook and records read it
+
+# %% ../../nbs/core/00_settings.ipynb #3ca514e6
 def settings(
     profile,  # smoke | cpu | gpu | paper
     model="", data="", columns="", # the reader's own choices; "" = the profile's
@@ -73,10 +77,10 @@ def skip_reason(
         import torch
         if not torch.cuda.is_available(): return "needs CUDA: skipped here"
 
-# %% ../../nbs/core/00_settings.ipynb #d28f28ad
+# %% ../../nbs/core/00_settings.ipynb #2f12965c
 def install_hook():
     "Make this IPython skip the cells that its profile or machine can't run. Called when slmkit.core is imported."
-    try: shell = get_ipython()  # noqa: F821 - IPython defines it while a cell runs; elsewhere there is nothing to do
+    try: shell = get_ipython()  # noqa: F821 - IPython defines it while a cell runs; elsewhere nothing is to do
     except NameError: return
     if not shell or any(getattr(t, "skips", False) for t in shell.input_transformers_cleanup): return
     def skipping(lines):
@@ -86,10 +90,10 @@ def install_hook():
     skipping.skips = True
     shell.input_transformers_cleanup.append(skipping)
 
-# %% ../../nbs/core/00_settings.ipynb #8f75c578
+# %% ../../nbs/core/00_settings.ipynb #1b370cc5
 @cache
 def hardware():
-    "The hardware class of this process, such as `cpu-avx512-1t-torch2.13`: records of one class must agree bit for bit."
+    "The hardware class of this process, as `cpu-avx512-1t-torch2.13`: records of one class must agree bit for bit."
     import torch
     if torch.cuda.is_available(): kind = torch.cuda.get_device_name(0).replace(" ", "-").lower()
     else: kind = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{torch.get_num_threads()}t"
@@ -109,10 +113,10 @@ def package_folder():
     from importlib.resources import files
     return Path(str(files("slmkit")))
 
-# %% ../../nbs/core/00_settings.ipynb #d8d6f008
+# %% ../../nbs/core/00_settings.ipynb #4cec7c9b
 DEFAULTS = dict(profile="cpu", seeds="0-2", jobs="0", executor="local", runs="runs", budget="8m")
 def kit_settings(
-    root=None, # the project; None = found from here
+    root=None, # the project; None = the one around this folder
 ):
     "The kit's run settings as a dict of strings: settings.ini over the defaults."
     ini, root = ConfigParser(), root or project_root()

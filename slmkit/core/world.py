@@ -14,19 +14,21 @@ __all__ = ['GIRLS', 'BOYS', 'PEOPLE', 'THINGS', 'HOLDERS', 'GROUPS', 'TOWNS', 'R
 import random
 from functools import cache
 
-# %% ../../nbs/core/01_world.ipynb #50d6c64f
-GIRLS = """ana bella cara dora emma fay gina hana iris jana kara lena mara nora olga paula rosa sara tina uma vera wanda
-yara zoe amy beth clara diana ella flora""".split()
-BOYS = """adam ben carl dan erik finn gus hugo ivan jack karl leo max noah otto paul ravi sam tom uli victor will yan zack
-abel boris cyril david emil frank""".split()
+# %% ../../nbs/core/01_world.ipynb #6af64230
+GIRLS = """ana bella cara dora emma fay gina hana iris jana kara lena mara nora olga paula rosa sara tina uma vera
+wanda yara zoe amy beth clara diana ella flora""".split()
+BOYS = """adam ben carl dan erik finn gus hugo ivan jack karl leo max noah otto paul ravi sam tom uli victor will yan
+zack abel boris cyril david emil frank""".split()
 PEOPLE = [n for pair in zip(GIRLS, BOYS) for n in pair]  # interleaved: rank in this list is frequency in the documents
 
-# %% ../../nbs/core/01_world.ipynb #80d61c3e
-THINGS = """apple pear plum lemon melon peach banana cherry carrot onion potato tomato nut egg cake cookie candy
-book pen pencil card stamp coin shell stone marble button bead ribbon ball kite drum doll puzzle balloon flag
-cup plate spoon fork bowl bottle candle lamp towel pillow hat scarf glove sock shirt belt ring rope nail brick
-seed leaf flower rose tulip feather stick key ticket letter map photo badge sticker magnet crayon brush basket""".split()
+# %% ../../nbs/core/01_world.ipynb #3a58e771
+THINGS = """apple pear plum lemon melon peach banana cherry carrot onion potato tomato nut egg cake cookie candy book
+pen pencil card stamp coin shell stone marble button bead ribbon ball kite drum doll puzzle balloon flag cup plate
+spoon fork bowl bottle candle lamp towel pillow hat scarf glove sock shirt belt ring rope nail brick seed leaf flower
+rose tulip feather stick key ticket letter map photo badge sticker magnet crayon brush basket""".split()
 HOLDERS = "box bag jar crate drawer shelf sack tray chest cart".split()
+
+# %% ../../nbs/core/01_world.ipynb #04dbc582
 GROUPS = {  # what kind of thing a thing is: the taxonomy that entailment and questions use
     "fruit": "apple pear plum lemon melon peach banana cherry".split(),
     "vegetable": "carrot onion potato tomato".split(),
@@ -39,25 +41,28 @@ GROUPS = {  # what kind of thing a thing is: the taxonomy that entailment and qu
     "garment": "hat scarf glove sock shirt belt".split(),
 }
 
-# %% ../../nbs/core/01_world.ipynb #13572ea7
-TOWNS = """porto lima oslo rome delhi cairo quito minsk dakar turin basel perth haifa kobe lagos malmo natal omsk pune riga
-split tunis ulm varna""".split()
+# %% ../../nbs/core/01_world.ipynb #dfabdf59
+TOWNS = """porto lima oslo rome delhi cairo quito minsk dakar turin basel perth haifa kobe lagos malmo natal omsk pune
+riga split tunis ulm varna""".split()
 REGIONS = "north south east west coast valley hills plains".split()
 JOBS = """baker farmer doctor teacher pilot painter singer driver nurse cook tailor sailor judge writer miner barber
 guard dentist dancer plumber""".split()
 PETS = "dog cat rabbit parrot turtle pony goat hamster duck snake".split()
 COLORS = "red blue green yellow black white brown pink purple orange gray".split()
+
+# %% ../../nbs/core/01_world.ipynb #449fe7a1
 FOODS = "soup bread rice pasta salad cheese fish stew pie honey porridge pancakes".split()
 HOBBIES = "chess tennis football music dancing swimming reading fishing sewing running skating gardening".split()
-PLACES = """school market park library kitchen garden station harbor farm hospital church museum bakery theater
-beach forest street bridge office shop""".split()
+PLACES = """school market park library kitchen garden station harbor farm hospital church museum bakery theater beach
+forest street bridge office shop""".split()
 
-# %% ../../nbs/core/01_world.ipynb #bcbd1a45
+# %% ../../nbs/core/01_world.ipynb #ccb85ceb
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 TIMES = "morning noon afternoon evening night".split()
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-ADJECTIVES = """big small old new heavy light long short clean dirty warm cold soft hard fast slow quiet loud bright dark
-round flat sweet sour empty full happy sad calm angry rich poor strong weak fresh tired brave kind young tall""".split()
+ADJECTIVES = """big small old new heavy light long short clean dirty warm cold soft hard fast slow quiet loud bright
+dark round flat sweet sour empty full happy sad calm angry rich poor strong weak fresh tired brave kind young
+tall""".split()
 OPPOSITES = dict(zip(ADJECTIVES[:34:2], ADJECTIVES[1:34:2]))  # the list begins with pairs
 
 # %% ../../nbs/core/01_world.ipynb #0852be40
@@ -72,47 +77,54 @@ TOPICS = {
 FEELINGS = {"good": "lovely great wonderful pleasant delightful superb nice charming excellent cheerful".split(),
             "bad": "awful terrible boring nasty dreadful poor ugly horrible dull annoying".split()}
 
-# %% ../../nbs/core/01_world.ipynb #b1d52543
-GLUE = """a an the and or but not no nor so then than that this these those there here it its he she him her his hers they
-them their we us our you your i my me who whom whose what when where which why how much many more most less least few
-fewer some any all each every both none other another same different only also too very just again still already yet soon
-later before after while until since because if as in on at to of for from with without by about into onto out up down over
-under near between behind above below next inside outside around through across off away back together apart left right
-is are was were be been am do does did done has have had having can could will would may might must shall should
-yes ago now today yesterday tomorrow always never often sometimes once twice half total sum pair rest part whole first
-second third last kind word words sentence question answer number numbers amount side end start list copy sign line""".split()
+# %% ../../nbs/core/01_world.ipynb #1b3981b6
+GLUE = """a an the and or but not no nor so then than that this these those there here it its he she him her his hers
+they them their we us our you your i my me who whom whose what when where which why how much many more most less least
+few fewer some any all each every both none other another same different only also too very just again still already
+yet soon later before after while until since because if as in on at to of for from with without by about into onto
+out up down over under near between behind above below next inside outside around through across off away back
+together apart left right is are was were be been am do does did done has have had having can could will would may
+might must shall should yes ago now today yesterday tomorrow always never often sometimes once twice half total sum
+pair rest part whole first second third last kind word words sentence question answer number numbers amount side end
+start list copy sign line""".split()
 
-# %% ../../nbs/core/01_world.ipynb #501088bd
-VERBS = """give gives gave given get gets got take takes took taken buy buys bought sell sells sold find finds found lose loses
-lost make makes made eat eats ate eaten drink drinks put puts keep keeps kept hold holds held carry carries carried bring
-brings brought send sends sent see sees saw seen look looks looked go goes went gone come comes came walk walks walked run
-runs ran live lives lived work works worked play plays played like likes liked love loves loved want wants wanted need needs
-needed say says said ask asks asked tell tells told know knows knew think thinks thought read reads write writes wrote call
-calls called name named open opens opened close closes closed share shares shared break breaks broke pick picks picked drop
-drops dropped count counts counted add adds added subtract subtracts multiply multiplies divide divides equal equals mean
-means meant show shows showed shown use uses used help helps helped meet meets met leave leaves wait waits waited sit sits
-sat stand stands stood sleep sleeps slept talk talks talked sing sings sang grow grows grew turn turns turned pay pays paid
-cost costs belong belongs begin begins began become becomes became remain remains remained contain contains follow follows
-followed believe believes cannot receive receives received collect collects collected hand hands handed pass passes passed
-throw throws threw pack packs packed split splits visit visits visited wash washes washed cut cuts learn learns learned stay
-stays stayed move moves moved ends matter matters""".split()
+# %% ../../nbs/core/01_world.ipynb #8c5998b0
+VERBS = """give gives gave given get gets got take takes took taken buy buys bought sell sells sold find finds found
+lose loses lost make makes made eat eats ate eaten drink drinks put puts keep keeps kept hold holds held carry carries
+carried bring brings brought send sends sent see sees saw seen look looks looked go goes went gone come comes came
+walk walks walked run runs ran live lives lived work works worked play plays played like likes liked love loves loved
+want wants wanted need needs needed say says said ask asks asked tell tells told know knows knew think thinks thought
+read reads write writes wrote call calls called name named open opens opened close closes closed share shares shared
+break breaks broke pick picks picked drop drops dropped count counts counted add adds added subtract subtracts
+multiply multiplies divide divides equal equals mean means meant show shows showed shown use uses used help helps
+helped meet meets met leave leaves wait waits waited sit sits sat stand stands stood sleep sleeps slept talk talks
+talked sing sings sang grow grows grew turn turns turned pay pays paid cost costs belong belongs begin begins began
+become becomes became remain remains remained contain contains follow follows followed believe believes cannot receive
+receives received collect collects collected hand hands handed pass passes passed throw throws threw pack packs packed
+split splits visit visits visited wash washes washed cut cuts learn learns learned stay stays stayed move moves moved
+ends matter matters""".split()
 
-# %% ../../nbs/core/01_world.ipynb #c8ec3434
-FAMILY = """mother father sister brother daughter son aunt uncle cousin grandmother grandfather child children parent parents
-family friend friends neighbor girl boy man woman men women baby people person everyone nobody someone somebody""".split()
-MORE = """day days week month year hour minute time house home room door window table chair bed wall floor roof town city
-village region river road hill tree trees grass sky sun moon star water milk juice tea coffee sugar money price dollar dollars
-own owns owned fell lay lie lies walls best among along others sort largest smallest giving buying losing selling finding equally join compare gain gained loss story world thing things idea reason fact facts true false case rule step plan game lesson class pupil pupils page job pet
-color food hobby favorite animal animals plant tools fruit smaller larger bigger taller older younger longer shorter heavier
-lighter faster slower nothing anything everything something example problem result difference larger group groups piece pieces
-pile piles row rows set sets dozen extra enough alone early late well badly quickly slowly maybe really please thanks thank
-hello goodbye sure sorry fine ready busy easy hungry entail contradict neutral topic maybe rain certain possible impossible
-supports says either neither exactly times plus minus over against gift trip party birthday winter summer spring autumn
-noise voice news paper wood metal glass gold silver cloth bread meat corn wheat wool lived basketful order orders value""".split()
+# %% ../../nbs/core/01_world.ipynb #ebb93473
+FAMILY = """mother father sister brother daughter son aunt uncle cousin grandmother grandfather child children parent
+parents family friend friends neighbor girl boy man woman men women baby people person everyone nobody someone
+somebody""".split()
+MORE = """day days week month year hour minute time house home room door window table chair bed wall floor roof town
+city village region river road hill tree trees grass sky sun moon star water milk juice tea coffee sugar money price
+dollar dollars own owns owned fell lay lie lies walls best among along others sort largest smallest giving buying
+losing selling finding equally join compare gain gained loss story world thing things idea reason fact facts true
+false case rule step plan game lesson class pupil pupils page job pet color food hobby favorite animal animals plant
+tools fruit smaller larger bigger taller older younger longer shorter heavier lighter faster slower nothing anything
+everything something example problem result difference larger group groups piece pieces pile piles row rows set sets
+dozen extra enough alone early late well badly quickly slowly maybe really please thanks thank hello goodbye sure
+sorry fine ready busy easy hungry entail contradict neutral topic maybe rain certain possible impossible supports says
+either neither exactly times plus minus over against gift trip party birthday winter summer spring autumn noise voice
+news paper wood metal glass gold silver cloth bread meat corn wheat wool lived basketful order orders value""".split()
 
-# %% ../../nbs/core/01_world.ipynb #0f383ac4
-ODD_PLURALS = {"leaf": "leaves", "shelf": "shelves", "mouse": "mice", "goose": "geese", "fish": "fish", "knife": "knives",
-               "trout": "trout", "salmon": "salmon", "child": "children", "sheep": "sheep"}
+# %% ../../nbs/core/01_world.ipynb #77e80772
+ODD_PLURALS = {"leaf": "leaves", "shelf": "shelves", "knife": "knives", "mouse": "mice", "goose": "geese",
+               "child": "children", "fish": "fish", "trout": "trout", "salmon": "salmon", "sheep": "sheep"}
+
+# %% ../../nbs/core/01_world.ipynb #8a3a5ce5
 def plural(
     noun, # singular noun
 ):
@@ -132,8 +144,10 @@ def vocabulary():
     words += DAYS + TIMES + NUMBER_WORDS + ADJECTIVES + GLUE + VERBS + FAMILY + MORE
     return sorted(set(words))
 
-# %% ../../nbs/core/01_world.ipynb #8abb4fec
+# %% ../../nbs/core/01_world.ipynb #937722cb
 RELATIONS = {"town": TOWNS, "job": JOBS, "pet": PETS, "color": COLORS, "food": FOODS, "hobby": HOBBIES}
+
+# %% ../../nbs/core/01_world.ipynb #f90c6a3c
 @cache
 def facts(
     seed=0, # another seed is another world, in which the same words hold in other facts
@@ -143,7 +157,7 @@ def facts(
     people = {p: {r: rng.choice(v) for r, v in RELATIONS.items()} for p in PEOPLE}
     return people | {"region": {t: rng.choice(REGIONS) for t in TOWNS}}
 
-# %% ../../nbs/core/01_world.ipynb #e8f1fe3e
+# %% ../../nbs/core/01_world.ipynb #dfcfa976
 @cache
 def zipf_weights(
     n,        # how many ranks
@@ -151,11 +165,15 @@ def zipf_weights(
 ):
     "Cumulative Zipf weights for `random.choices(cum_weights=...)`: weight of rank r is 1/(r+1)^power."
     total, out = 0., []
-    for r in range(n): total += 1/(r + 1)**power; out.append(total)
+    for r in range(n):
+        total += 1/(r + 1)**power
+        out.append(total)
     return out
 
-# %% ../../nbs/core/01_world.ipynb #49070903
+# %% ../../nbs/core/01_world.ipynb #e78b8b35
 GROUP_OF = {member: group for group, members in reversed(GROUPS.items()) for member in members}
+
+# %% ../../nbs/core/01_world.ipynb #fb683863
 def a(
     noun, # singular noun
 ):
