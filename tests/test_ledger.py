@@ -335,6 +335,15 @@ def test_expect_shows_this_run_beside_the_published_ones(gain, shipped):
     assert expect(gain).text.splitlines()[1].startswith("OUTSIDE")
 
 
+def test_expect_beside_an_entry_that_settled_nothing(gain, shipped):
+    unsettled = lambda s: record(s) | dict(claims=dict(helps=record(s)["claims"]["helps"] | dict(spec=SPEC | dict(settles={}))))
+    publish([unsettled(s) for s in range(100, 110)], "confirm")
+    gain.record(7, [], x=.53, y=.5, z=.5)
+    assert "published at cpu as mechanics only" in expect(gain).text
+    publish(ten(hardware="another"), "confirm")
+    assert core.shown(gain)[1].startswith("holds here") and "inside" in expect(gain).text
+
+
 def test_expect_raises_only_in_ci_on_a_differing_rerun(gain, shipped, monkeypatch):
     e = load(publish(ten(hardware=hardware()), "confirm"))
     arms = dict(e["runs"][3]["claims"]["helps"]["arms"])

@@ -242,7 +242,7 @@ def alike(a, b):
     pairs = zip(a.split("-"), b.split("-"))
     return (a == b, sum(1 for x, y in pairs if x == y))
 
-# %% ../../nbs/core/09_claims.ipynb #eee92e12
+# %% ../../nbs/core/09_claims.ipynb #09634768
 def closest(
     claim, # Claim
     profile=None, # only this one; None = any, the current one first
@@ -252,7 +252,8 @@ def closest(
     found = [e for e in entries(claim.technique) if claim.name in e["claims"] and profile in (None, e["profile"])
              and (claim.technique or e["claims"][claim.name]["spec"]["says"] == claim.spec["says"])]
     if not found: return None
-    rank = lambda e: (e["profile"] == current.profile, -PROFILES.index(e["profile"]),
+    settled = lambda e: e["claims"][claim.name]["verdict"]["low"] is not None  # mechanics only has no interval
+    rank = lambda e: (settled(e), e["profile"] == current.profile, -PROFILES.index(e["profile"]),
                       e["model"] == getattr(cfg, "model", ""),
                       e["data"] == getattr(cfg, "data", ""), not e.get("external"), alike(e["hardware"], hardware()))
     return max(found, key=rank)
@@ -283,10 +284,11 @@ def expect(
     differs(claim, run, entry)
     return beside(claim, run, entry)
 
-# %% ../../nbs/core/09_claims.ipynb #95a9f39a
+# %% ../../nbs/core/09_claims.ipynb #5cbc59a5
 def beside(claim, run, entry):
     "The Expectation of a run beside an entry of the ledger."
-    old = entry["claims"][claim.name]; v = Verdict(**old["verdict"])
+    v = Verdict(**entry["claims"][claim.name]["verdict"])
+    if v.low is None: return Expectation(f"{claim.name}: published at {entry['profile']} as {label(v)}; {run}", run)
     # the extension may not have been this claim's
     values = [r["claims"][claim.name]["value"] for r in entry["runs"][:v.n]]
     log = claim.spec["kind"] == "cost"

@@ -7,11 +7,11 @@ Docs: https://slmkit.github.io/slmkit/kit/canary.html.md"""
 # %% auto #0
 __all__ = ['reattest', 'rotating', 'apart', 'compare', 'holds', 'canary', 'planned', 'rerun', 'turn', 'wanted', 'rerun_all']
 
-# %% ../../nbs/kit/29_canary.ipynb #76ea08af
+# %% ../../nbs/kit/29_canary.ipynb #58ac3219
 import tempfile
 from ..core.claims import entries, same
 from ..core.judge import check_hashes, prediction
-from ..core.settings import KitError, hardware
+from ..core.settings import KitError
 from .ledger import ONE, dump, file_of, setting, short, today, write_text
 
 # %% ../../nbs/kit/29_canary.ipynb #78677085
@@ -120,17 +120,20 @@ def turn(
     "The seed to rerun: another one each time."
     return entry["runs"][len(entry["attested"]) % len(entry["runs"])]["seed"]
 
-# %% ../../nbs/kit/29_canary.ipynb #7184c742
+# %% ../../nbs/kit/29_canary.ipynb #984dc2b8
 def wanted(
-    technique="", # family/name
+    technique="", # family/name, or the name alone
     commits=0,    # how many there are: picks one entry
     folder=None,  # of the ledger
 ):
     "The entries to look at."
     if commits: return [e for e in [rotating(commits, folder=folder)] if e]
-    own = [e for e in entries(technique, folder) if not e.get("external")]
+    own = [e for e in entries(folder=folder) if not e.get("external")]
+    if technique: own = [e for e in own if technique in (e["technique"], e["technique"].partition("/")[2])]
     if technique and not own: raise KitError(f"ledger: nothing is published of {technique!r}: see slmkit verdicts")
-    return own if technique else [e for e in own if e["hardware"] == hardware()]
+    if technique or not own: return own
+    from slmkit.kit.runner import here  # the class as a run sees it: this process may have more threads
+    return [e for e in own if e["hardware"] == here()]
 
 # %% ../../nbs/kit/29_canary.ipynb #353ade8e
 def rerun_all(

@@ -50,14 +50,15 @@ font-size:.85rem}
 .mid{background:var(--midbg);color:var(--mid)}.odd{background:var(--oddbg);color:var(--odd)}
 """
 
-# %% ../../nbs/kit/17_page.ipynb #359c2519
+# %% ../../nbs/kit/17_page.ipynb #c193af95
 TABLE = """
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{text-align:left;vertical-align:top;padding:.45rem .6rem;border-bottom:1px solid var(--line)}
 th{color:var(--soft);font-weight:600;white-space:nowrap}
 .facts{display:flex;flex-wrap:wrap;gap:.5rem 1.5rem;margin:.7rem 0;padding:0;list-style:none}
 .facts b{font-size:1.2rem;display:block}
-@media(max-width:44rem){.cards thead{display:none}
+@media(max-width:44rem){th,td{padding:.4rem .35rem;overflow-wrap:anywhere}th{white-space:normal}
+.cards thead{display:none}
 .cards tr{display:block;padding:.6rem 0;border-bottom:1px solid var(--line)}
 .cards td{display:block;border:0;padding:.1rem 0}
 .cards td[data-h]:not(:empty)::before{content:attr(data-h) ": ";color:var(--soft)}

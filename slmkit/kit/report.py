@@ -211,13 +211,14 @@ def environment(
     names = sorted({n for r in records for n in r.get("versions") or {}})
     return out | {n: many((r.get("versions") or {}).get(n) for r in records) for n in names}
 
-# %% ../../nbs/kit/12_report.ipynb #3ccba30f
+# %% ../../nbs/kit/12_report.ipynb #7734f37d
 def ledger_text(
     row, # of `claim_rows`
 ):
     "The ledger's verdict with its interval, or that there is none."
     if not row.get("ledger_label"): return "nothing published"
-    return f"{row['ledger_label']}: {result({k: row['ledger_' + k] for k in ('mean', 'low', 'high')})}"
+    numbers = result({k: row["ledger_" + k] for k in ("mean", "low", "high")})
+    return row["ledger_label"] + (f": {numbers}" if row["ledger_low"] is not None else "")
 
 # %% ../../nbs/kit/12_report.ipynb #429b7092
 def mine_text(row):
