@@ -32,9 +32,9 @@ def points(nursery, nb, seed="rain"):
     return {x["function"]: x["points"] for x in r["exercises"]}
 
 def test_each_exercise_stands_alone(nursery, built):
-    assert points(nursery, solved(built)) == dict(soften=0, distill_loss=0, Head=0)
-    assert points(nursery, solved(built, "distill_loss")) == dict(soften=0, distill_loss=3, Head=0)
-    assert points(nursery, solved(built, "soften", "distill_loss", "Head")) == dict(soften=2, distill_loss=3, Head=1)
+    assert points(nursery, solved(built)) == dict(soften=0, distill_loss=0, Head=0, reorder=0)
+    assert points(nursery, solved(built, "distill_loss")) == dict(soften=0, distill_loss=3, Head=0, reorder=0)
+    assert points(nursery, solved(built, "soften", "distill_loss", "Head")) == dict(soften=2, distill_loss=3, Head=1, reorder=0)
 
 def test_cells_reordered_metadata_stripped_helper_added(nursery, built):
     nb = solved(built, "soften", "distill_loss", "Head")
@@ -42,13 +42,13 @@ def test_cells_reordered_metadata_stripped_helper_added(nursery, built):
         c["source"] = "".join(c["source"]).replace("z = np.exp(z - z.max(-1, keepdims=True))", "z = shifted_exp(z)")
     helper = dict(cell_type="code", source="SHIFT = 1.5\ndef shifted_exp(z): return np.exp(z - z.max(-1, keepdims=True) + SHIFT)")
     cells = [dict(cell_type=c["cell_type"], source=c["source"]) for c in reversed(nb["cells"])] + [helper]
-    assert points(nursery, dict(cells=cells)) == dict(soften=2, distill_loss=3, Head=1)
+    assert points(nursery, dict(cells=cells)) == dict(soften=2, distill_loss=3, Head=1, reorder=0)
 
 def test_only_definitions_run(nursery, built):
     nb = solved(built, "soften", "distill_loss", "Head")
     bad = ["raise SystemExit", "while True: pass", "soften = 3 if True else 4", "print(1/0)", "%%bash\nexit 1", "def broken(:"]
     nb["cells"] = [dict(cell_type="code", source=s) for s in bad[:3]] + nb["cells"] + [dict(cell_type="code", source=s) for s in bad[3:]]
-    assert points(nursery, nb) == dict(soften=2, distill_loss=3, Head=1)
+    assert points(nursery, nb) == dict(soften=2, distill_loss=3, Head=1, reorder=0)
 
 def test_partial_credit(nursery):
     lab = labs.read(HERE / "lab_attack.ipynb"); e = lab.exercises[0]; e.cases = 4
@@ -59,7 +59,7 @@ def test_partial_credit(nursery):
     assert (r["right"], r["cases"], r["points"]) == (1, 4, .5) and r["first_wrong"]["got"].startswith("-")
 
 def test_same_seed_same_cases_other_seed_others():
-    a, b, c = (json.dumps(grade.all_cases(LAB, s)) for s in ("one", "one", "two"))
+    a, b, c = (json.dumps(grade.all_cases(LAB, s), default=lambda f: None) for s in ("one", "one", "two"))
     assert a == b and a != c
 
 def test_seed_is_nowhere_in_results(nursery, built, tmp_path):
@@ -81,7 +81,7 @@ def test_ten_submissions_in_one_call(nursery, built, tmp_path):
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/grades.csv").read_text())))
     assert [r["Student"] for r in rows] == [*texts, "gone"] and [float(r[LAB.technique]) for r in rows] == [r["points"] for r in done]
     page = (tmp_path / "out/pages/none.html").read_text()
-    assert "not written yet" in page and "divide by the temperature first" in page and "0 of 6 points" in page
+    assert "not written yet" in page and "divide by the temperature first" in page and "0 of 7 points" in page
     assert json.loads((tmp_path / "out/json/one.json").read_text())["points"] == 2
 
 def test_page_shows_expected_and_got(nursery):
@@ -102,7 +102,7 @@ def test_exercise_built_on_an_empty_one_is_still_graded(nursery, tmp_path):
     code = [labs.stub(lab["soften"]), labs.fill(lab["distill_loss"], None)]
     raw = json.dumps(dict(cells=[dict(cell_type="code", source=s) for s in code])).encode()
     r = grade.grade_bytes(nursery, lab, grade.all_cases(lab, "rain"), raw)
-    assert {x["function"]: x["points"] for x in r["exercises"]} == dict(soften=0, distill_loss=3, Head=0)
+    assert {x["function"]: x["points"] for x in r["exercises"]} == dict(soften=0, distill_loss=3, Head=0, reorder=0)
 
 def test_result_does_not_depend_on_neighbours_or_order(nursery, built, tmp_path):
     paths = []
@@ -111,6 +111,18 @@ def test_result_does_not_depend_on_neighbours_or_order(nursery, built, tmp_path)
     there = [r["points"] for r in grade.grade(paths, LAB, "rain", nursery, jobs=2)]
     back = [r["points"] for r in grade.grade(paths[::-1], LAB, "rain", nursery, jobs=1)]
     assert there == back[::-1] == [2, 0, 1, 3]
+
+ANY_ORDER = "def reorder(items): return items[-1:] + items[:-1]"
+CHEATS = ["def sorted(x): return 0\ndef any(x): return False\ndef reorder(items): return ['x']",
+          "import builtins\ndef reorder(items):\n    builtins.sorted = lambda x: 0\n    builtins.any = lambda x: False\n    return ['x']",
+          "class L(list):\n    def __eq__(self, o): return True\n    def __iter__(self): return iter('abc')\ndef reorder(items): return L(items)",
+          "import sys\ndef reorder(items):\n    f = sys._getframe(1)\n    while f: f.f_globals['sorted'] = lambda x: 0; f = f.f_back\n    return ['x']"]
+
+@pytest.mark.parametrize("source,wanted", [(ANY_ORDER, 1), *((c, 0) for c in CHEATS)])
+def test_a_check_is_judged_in_the_parent(nursery, source, wanted):
+    raw = json.dumps(dict(cells=[dict(cell_type="code", source=source)])).encode()
+    r = grade.grade_bytes(nursery, LAB, grade.all_cases(LAB, "rain"), raw, only=["reorder"])
+    assert r["points"] == wanted, r
 
 # ---- comparing
 

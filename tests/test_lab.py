@@ -106,7 +106,7 @@ def test_student_tests_fail_before_and_pass_after(tmp_path):
             if fails:
                 with pytest.raises(NotImplementedError): exec(source, space)
             else: exec(source, space)
-        assert seen == 4  # soften has two cells of tests
+        assert seen == 5  # soften has two cells of tests
 
 def test_links_versions_hints_minutes(tmp_path):
     lab = labs.read(SMALL)
@@ -157,7 +157,7 @@ def course(tmp_path_factory):
     def run(*args): return subprocess.run([sys.executable, "-m", "nbgrader", *args], cwd=root, env=env, capture_output=True, text=True, timeout=200)
     done = dict(root=root, path=path, run=run, generate=run("generate_assignment", path.stem, "--create"))
     release = json.loads((root / "release" / path.stem / path.name).read_text())
-    for who, solve in (("ada", ["soften", "distill_loss", "Head"]), ("bob", ["distill_loss"])):
+    for who, solve in (("ada", ["soften", "distill_loss", "Head", "reorder"]), ("bob", ["distill_loss"])):
         for c, e in ((c, e) for c in release["cells"] for e in lab.exercises):
             if e.name in solve and c["metadata"].get("nbgrader", {}).get("grade_id") == f"answer-{e.name}": c["source"] = labs.fill(e, None)
         to = root / "submitted" / who / path.stem / path.name; to.parent.mkdir(parents=True); to.write_text(json.dumps(release))
@@ -180,7 +180,7 @@ def test_nbgrader_autogrades_and_its_gradebook_is_read(course):
     assert course["autograde"].returncode == 0, course["autograde"].stderr
     assert course["export"].returncode == 0, course["export"].stderr
     rows = {r["id"]: r for r in nbgrader.gradebook(course["root"] / "grades.csv")}
-    assert (rows["ada"]["points"], rows["ada"]["of"], rows["bob"]["points"]) == (6, 6, 3)
+    assert (rows["ada"]["points"], rows["ada"]["of"], rows["bob"]["points"]) == (7, 7, 3)
 
 def test_other_csv_is_refused(tmp_path):
     from slmkit.kit import nbgrader
@@ -199,7 +199,7 @@ def test_command_line(tmp_path):
     assert built.exit_code == 0 and built.output.count("wrote") == 3, built.output
     (tmp_path / "seed.txt").write_text("rain\n")
     graded = run("grade", tmp_path / "labs/solution", "--lab", SMALL, "--seed", f"@{tmp_path / 'seed.txt'}", "--out", tmp_path / "graded", "--jobs", 1)
-    assert graded.exit_code == 0 and "6 of 6" in graded.output and "kept apart on this machine" in graded.output, graded.output
+    assert graded.exit_code == 0 and "7 of 7" in graded.output and "kept apart on this machine" in graded.output, graded.output
     assert (tmp_path / "graded/grades.csv").exists() and (tmp_path / "graded/index.html").exists()
     assert run("prove", SMALL).exit_code == 0
     for wrong in (["grade", tmp_path / "none", "--seed", "x"], ["grade", tmp_path, "--seed", "@nowhere"], ["build", "distill/nothing"]):

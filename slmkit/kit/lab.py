@@ -7,8 +7,8 @@ Docs: https://slmkit.github.io/slmkit/kit/lab.html.md"""
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'MARKS', 'FIELDS', 'KERNEL', 'ADVICE', 'SETUP', 'PLACE', 'NOT_SHOWN', 'exercise_fields', 'Exercise',
            'exercise', 'fill', 'stub', 'mutate', 'Lab', 'exercises_of', 'read', 'technique_notebooks', 'find', 'shown',
-           'run_solution', 'markdown_of', 'notebook', 'file_name', 'opening', 'around', 'body', 'sheet', 'write',
-           'build', 'verbs']
+           'run_solution', 'markdown_of', 'notebook', 'file_name', 'opening', 'example', 'worth', 'around', 'body',
+           'sheet', 'write', 'build', 'verbs']
 
 # %% ../../nbs/kit/20_lab.ipynb #7942ed27
 import ast, hashlib, json, os, re, tempfile, textwrap
@@ -264,17 +264,34 @@ def opening(
             f"*Built from {lab.technique}, slmkit {lab.version}, source {lab.digest}.*"]
     return [("markdown", "\n\n".join(text)), ("code", SETUP.format(version=lab.version))]
 
-# %% ../../nbs/kit/20_lab.ipynb #588970bc
+# %% ../../nbs/kit/20_lab.ipynb #6016aed8
+def example(
+    lab, # Lab
+    e,   # Exercise
+):
+    "Markdown with one drawn input and its right answer, from a public seed; '' where answers may differ."
+    from slmkit.kit import grade
+    if grade.harness(e, ("call", "check")): return ""
+    [case, *_] = grade.cases(lab, e, "a public example")
+    return f"\n\n**Expected output** for one input:\n\n```text\n{case['text']}\n→ {grade.brief(case['want'])}\n```"
+
+# %% ../../nbs/kit/20_lab.ipynb #5ee2b094
+def worth(e):
+    "What an exercise is worth, and its hint, folded."
+    hint = f"\n\n<details><summary>Hint</summary>{e.hint}</details>" if e.hint else ""
+    return f"{e.points:g} point{'s'*(e.points != 1)} · {e.minutes} minutes · difficulty {'★'*e.difficulty}{hint}"
+
+# %% ../../nbs/kit/20_lab.ipynb #d67ed4d8
 def around(
     lab,     # Lab
     outputs, # of `run_solution`
+    run=False, # run solutions for examples where no cell shows one
 ):
     "Markdown before cells, by cell number: heading and hint before an exercise, expected output before an example."
     before = {}
     for n, e in enumerate(lab.exercises, 1):
-        hint = f"\n\n<details><summary>Hint</summary>{e.hint}</details>" if e.hint else ""
-        worth = f"{e.points:g} point{'s'*(e.points != 1)} · {e.minutes} minutes · difficulty {'★'*e.difficulty}"
-        before[e.cell] = f"### Exercise {n}: `{e.name}`\n{worth}{hint}"
+        before[e.cell] = f"### Exercise {n}: `{e.name}`\n" + worth(e)
+        if run and not shown(lab)[e.name]: before[e.cell] += example(lab, e)
         for i in shown(lab)[e.name]:
             if text := markdown_of(outputs.get(i, [])): before[i] = f"**Expected output** of the next cell:\n\n{text}"
     return before
@@ -282,14 +299,15 @@ def around(
 # %% ../../nbs/kit/20_lab.ipynb #bb93a7ee
 NOT_SHOWN = {"hidden", "hide", "default_exp"}
 
-# %% ../../nbs/kit/20_lab.ipynb #570ea851
+# %% ../../nbs/kit/20_lab.ipynb #16968bab
 def body(
     lab,     # Lab
     kind,    # student | solution
     outputs, # of `run_solution`
+    run=False, # run solutions for examples, too
 ):
     "Cells of a built notebook: exercises as stubs or solutions, no hidden cells, no directives of nbdev."
-    at, before, out = {e.cell: e for e in lab.exercises}, around(lab, outputs), []
+    at, before, out = {e.cell: e for e in lab.exercises}, around(lab, outputs, run), []
     for i, (t, s) in enumerate(lab.cells):
         if i == 0 and t == "markdown" or (marks := directives(s) if t == "code" else {}).keys() & NOT_SHOWN: continue
         if i in at: s = stub(at[i]) if kind == "student" else fill(at[i], None)
@@ -298,7 +316,7 @@ def body(
         out.append((t, s if {"slow", "cuda"} & set(marks) else re.sub(r"^#\|.*\n?", "", s, flags=re.M)))
     return [(t, s) for t, s in out if s.strip()]
 
-# %% ../../nbs/kit/20_lab.ipynb #90936894
+# %% ../../nbs/kit/20_lab.ipynb #96add04d
 def sheet(
     lab, # Lab
 ):
@@ -308,7 +326,7 @@ def sheet(
             f"Grade with `slmkit lab grade SUBMISSIONS --lab {lab.technique} --seed PRIVATE --out DIR`.")]
     for e in lab.exercises:
         wrong = "\n".join(f"- `{m if isinstance(m, str) else ' → '.join(m)}`".replace("\n", "; ") for m in e.mutants)
-        head = f"## `{e.name}`: {e.points:g} points, {e.minutes} minutes, difficulty {e.difficulty}\n\n"
+        head = f"## `{e.name}`: points {e.points:g}, minutes {e.minutes}, difficulty {e.difficulty}\n\n"
         out.append(("markdown", f"{head}Hint: {e.hint or 'none'}\n\nGraded on {e.cases} drawn inputs. "
                     f"Wrong answers that lose points (checked by `slmkit lab prove`):\n\n{wrong}"))
         out += [("code", fill(e, None)), ("code", re.sub(r"^#\|.*\n?", "", e.hidden, flags=re.M))]
@@ -321,7 +339,7 @@ def write(path, text):
     part = path.with_name(f".{path.name}.{os.getpid()}"); part.write_text(text); os.replace(part, path)
     return path
 
-# %% ../../nbs/kit/20_lab.ipynb #da912f34
+# %% ../../nbs/kit/20_lab.ipynb #5e2b469d
 def build(
     lab,         # Lab
     out,         # folder: student/, solution/ and instructor/ are made in it
@@ -331,7 +349,7 @@ def build(
     "Write the three notebooks of a lab; gives their paths. Same source, same bytes."
     outputs = run_solution(lab) if run else {}
     first = opening(lab, place)
-    cells = {k: first + body(lab, k, outputs) for k in ("student", "solution")} | {"instructor": sheet(lab)}
+    cells = {k: first + body(lab, k, outputs, run) for k in ("student", "solution")} | {"instructor": sheet(lab)}
     return {k: write(Path(out, k, file_name(lab, k)), notebook(lab, c, k)) for k, c in cells.items()}
 
 # %% ../../nbs/kit/20_lab.ipynb #0ee2cd8b

@@ -7,27 +7,27 @@ Docs: https://slmkit.github.io/slmkit/kit/nbgrader.html.md"""
 # %% auto #0
 __all__ = ['check', 'marked', 'test_cell', 'assignment', 'export', 'gradebook']
 
-# %% ../../nbs/kit/23_nbgrader.ipynb #eb477b67
+# %% ../../nbs/kit/23_nbgrader.ipynb #3d3fe99f
 import csv, json, re
 from pathlib import Path
 from ..core.settings import KitError, directives
-from .answers import compare
-from .grade import cases, harness, reference
+from .grade import cases, difference, harness, reference, said_of
 from .lab import KERNEL, SETUP, file_name, write
 from .student import _line, call, definitions, execute
 
-# %% ../../nbs/kit/23_nbgrader.ipynb #19011fe5
+# %% ../../nbs/kit/23_nbgrader.ipynb #427ada76
 def check(
     f,          # the student's function
     data,       # JSON of the cases, as `export` writes it
     points,     # of the exercise
-    harness="", # source of the hidden cell's `call`
+    harness="", # source of the hidden cell's `call` and `check`
 ):
     "Points for a function on hidden cases: points times the share that is right. Prints what is wrong."
     own, right, drawn = {"f": f}, 0, json.loads(data)
     if harness: execute(definitions([harness])[0], own)
     for case in drawn:
-        try: problem = compare(case["want"], call(own, "f", case["given"], case["seed"], own.get("call")))
+        case |= said_of(own.get("check"), case["given"])
+        try: problem = difference(case, call(own, "f", case["given"], case["seed"], own.get("call")))
         except Exception as e: problem = _line(e)
         right += problem is None
         if problem: print(problem)
@@ -45,7 +45,7 @@ def marked(
     meta |= dict(cell_type="code") | (dict(points=points) if test else {})
     return _given("code", source, name) | dict(metadata=dict(nbgrader=meta))
 
-# %% ../../nbs/kit/23_nbgrader.ipynb #f08a91e5
+# %% ../../nbs/kit/23_nbgrader.ipynb #07278034
 def test_cell(
     lab, # Lab
     e,   # Exercise
@@ -53,8 +53,9 @@ def test_cell(
 ):
     "Source of an exercise's test cell: visible tests, then the hidden ones between nbgrader's marks."
     seen = "\n".join(re.sub(r"^#\|.*\n", "", lab.cells[i][1], flags=re.M) for i in e.tests)
-    data = json.dumps(drawn)
-    own = f", harness={harness(e)!r}" if harness(e) else ""
+    data = json.dumps([{k: c[k] for k in ("given", "seed", "want")} for c in drawn])
+    own = harness(e, ("call", "check"))
+    own = f", harness={own!r}" if own else ""
     return (f"{seen}\n### BEGIN HIDDEN TESTS\nfrom slmkit.kit.nbgrader import check\n"
             f"check({e.name}, {data!r}, {e.points:g}{own})\n### END HIDDEN TESTS")
 

@@ -8,8 +8,8 @@ Docs: https://slmkit.github.io/slmkit/kit/student.html.md"""
 __all__ = ['Refused', 'sources', 'definitions', 'execute', 'is_stub', 'last', 'Borrowed', 'poison', 'arguments', 'call', 'Capped',
            'load', 'where', 'serve']
 
-# %% ../../nbs/kit/24_student.ipynb #c0f76df9
-import ast, base64, codecs, inspect, json, linecache, random, re, sys, traceback, types
+# %% ../../nbs/kit/24_student.ipynb #7a34c7fe
+import ast, base64, builtins, codecs, inspect, json, linecache, random, re, sys, traceback, types
 from .messages import pack, receive, send, unpack
 
 # %% ../../nbs/kit/24_student.ipynb #b1b1cb5e
@@ -156,7 +156,7 @@ class Capped:
     def flush(self): pass
     def isatty(self): return False
 
-# %% ../../nbs/kit/24_student.ipynb #1e956a5f
+# %% ../../nbs/kit/24_student.ipynb #536ab56b
 def load(
     job, # dict: name, raw, base, others, poison, harness
 ):
@@ -164,20 +164,22 @@ def load(
     for m in job["poison"]: poison(m)
     space = {"__name__": "student", "__builtins__": __builtins__}
     for cells, whole in job["base"]: execute(definitions(cells, whole, "given")[0], space)
+    own = _harness(job, space)
     nodes, notes = definitions(sources(base64.b64decode(job["raw"])))
-    own = last(nodes, job["name"])
-    if own is None: raise Refused(f"no function called {job['name']} in this notebook")
-    if is_stub(own): raise Refused(f"{job['name']} is not written yet")
+    asked = last(nodes, job["name"])
+    if asked is None: raise Refused(f"no function called {job['name']} in this notebook")
+    if is_stub(asked): raise Refused(f"{job['name']} is not written yet")
     for name, source in job["others"].items():  # an exercise left empty does not pull down one built on it
         if (node := last(nodes, name)) is None or is_stub(node):
             nodes = [(c, n) for c, n in nodes if getattr(n, "name", "") != name] + definitions([source])[0]
-    return space, notes + execute(nodes, space), _harness(job, space)
+    return space, notes + execute(nodes, space), own
 
-# %% ../../nbs/kit/24_student.ipynb #1c1cf7e1
+# %% ../../nbs/kit/24_student.ipynb #464edc2d
 def _harness(job, space):
-    "The hidden cell's `call`, in a namespace beside the student's; only its `call` and imports are sent."
+    "The hidden cell's `call`, made before the student's code, with names and builtins of its own."
     if not job["harness"]: return None
-    own = dict(space); execute(definitions([job["harness"]], label="grader")[0], own)
+    own = dict(space) | {"__builtins__": dict(vars(builtins))}
+    execute(definitions([job["harness"]], label="grader")[0], own)
     return own["call"]
 
 # %% ../../nbs/kit/24_student.ipynb #c6508cbc
