@@ -9,9 +9,11 @@ ROOT = Path(__file__).parents[1]
 PARAMETERS = 'profile = "smoke"\nseed = 0\nrate = 0.5  # of wrong labels\nmodel = ""\ndata = ""\ncolumns = ""'
 RECORD = '''
 import json, os
-def record(value):
-    line = dict(claim="tiny", seed=seed, value=value, control=None, arms={"x": value}, rows="", n_rows=0, spec={})
-    with open(os.environ["SLMKIT_RECORD"], "a") as f: f.write(json.dumps(line) + "\\n")
+class Claim:
+    def record(self, value):
+        line = dict(claim="tiny", seed=seed, value=value, control=None, arms={"x": value}, rows="", n_rows=0, spec={})
+        with open(os.environ["SLMKIT_RECORD"], "a") as f: f.write(json.dumps(line) + "\\n")
+c = Claim()
 '''
 
 def write_notebook(path, *cells, parameters=PARAMETERS):

@@ -72,7 +72,7 @@ def test_a_leftover_process_does_not_hold_the_run(tiny, tmp_path, torch_pool):
 
 def test_output_folder_vanishes(tiny, tmp_path, torch_pool):
     out = tmp_path/"out"
-    e, nb = run_in(torch_pool, tiny("vanish", f"import shutil; shutil.rmtree({str(out)!r})", "1"), out)
+    e, nb = run_in(torch_pool, tiny("vanish", f"import os, shutil\nwhile os.path.exists({str(out)!r}): shutil.rmtree({str(out)!r}, ignore_errors=True)", "1"), out)
     assert e["status"] == "folder"
 
 def test_dead_kernel_of_plain_papermill_is_stamped(tiny, tmp_path):

@@ -245,7 +245,7 @@ def cells(
     last = max((i for i, t in enumerate(trees) if _records(t)), default=len(trees) - 1)
     return [_of_profile(_no_expect(t), profile) for t in trees[:last + 1]]
 
-# %% ../../nbs/kit/02_codehash.ipynb #6854ab1e
+# %% ../../nbs/kit/02_codehash.ipynb #6cb0500a
 def walk_from(
     path,       # of the notebook
     parameters, # of the run: profile, seed, model, data, the knobs
@@ -258,7 +258,7 @@ def walk_from(
     walk.modules[here.full] = here
     for module, there in here.imports.values(): walk.enter(module); walk.enter(f"{module}.{there}")
     for t in trees: walk.follow(here, refs(t)._replace(imports=[]))
-    walk.strings |= {v for v in parameters.values() if isinstance(v, str)}
+    walk.strings |= {x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v]) if isinstance(x, str)}
     parts = {f"cell {i}": digest(normal(t)) for i, t in enumerate(trees, 1)} | walk.run()
     return parts, walk.strings
 

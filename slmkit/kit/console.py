@@ -103,12 +103,12 @@ def end(self: Console, batch):
         print(f"{self.n} runs: {ran - failed} done, {self.cached} cached, {failed} failed, in {took(seconds)} → {batch.folder}")
     if self.failed and self.kind != "json": print(table(self.failed, batch.folder), file=sys.stderr)
 
-# %% ../../nbs/kit/06_console.ipynb #7eb81cb3
+# %% ../../nbs/kit/06_console.ipynb #1f2de6cf
 def table(
     records, # of runs
     folder,  # run folder
 ):
     "Failed runs as aligned lines: what, how it failed, where its notebook is."
-    rows = [(r["technique"], f"seed {r['seed']}", r["status"], (r["error"] or "")[:80], f"{folder}/{r['notebook']}") for r in records]
+    rows = [(r["technique"], f"seed {r['seed']}", r["status"], (r["error"] or "")[:80], f"{folder}/{r['notebook']}" if r["notebook"] else "no notebook") for r in records]
     widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[4]]) for row in rows)

@@ -168,7 +168,7 @@ def _child(cells, pipe, parent):
 def _write(fd, data):
     while data: data = data[os.write(fd, data):]
 
-# %% ../../nbs/kit/03_engine.ipynb #75c54665
+# %% ../../nbs/kit/03_engine.ipynb #4faa12f2
 def add_output(
     outputs, # of a cell, changed in place
     o,       # message of the shell
@@ -178,16 +178,21 @@ def add_output(
     import nbformat
     kind, last = o["output_type"], outputs[-1] if outputs else None
     if kind == "clear": outputs.clear()
-    elif kind == "stream" and last and last.output_type == "stream" and last.name == o["name"]: last.text = _redrawn(last.text + o["text"])
-    elif kind == "stream": outputs.append(nbformat.from_dict({**o, "text": _redrawn(o["text"])}))
+    elif kind == "stream" and last and last.output_type == "stream" and last.name == o["name"]: last.text = _redrawn(last.text, o["text"])
+    elif kind == "stream": outputs.append(nbformat.from_dict({**o, "text": _redrawn("", o["text"])}))
     elif o.get("update"):
         for old in (shown or {}).get(o["id"], ()): old.data = nbformat.from_dict(o["data"])
     else:
         outputs.append(nbformat.from_dict({k: v for k, v in o.items() if k not in ("id", "update")}))
         if o.get("id") and shown is not None: shown.setdefault(o["id"], []).append(outputs[-1])
 
-# %% ../../nbs/kit/03_engine.ipynb #fe3997d0
-def _redrawn(text): return re.sub(r"[^\n]*\r(?=[^\n])", "", text)
+# %% ../../nbs/kit/03_engine.ipynb #f2b08f91
+def _redrawn(old, new):
+    "The text with `new` added, lines that were redrawn only in their last state."
+    before, newline, line = old.rpartition("\n")
+    if "\r" not in line + new: return old + new
+    last = lambda l: l[l.rstrip("\r").rfind("\r") + 1:]
+    return before + newline + "\n".join(map(last, (line + new).split("\n")))
 
 # %% ../../nbs/kit/03_engine.ipynb #9c0fb197
 class Follower:

@@ -60,13 +60,14 @@ def changed(self: Batch, run, old):
     names = [k.removeprefix("slmkit.") for k in {**then, **run["parts"]} if then.get(k) != run["parts"].get(k)]
     return f": {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
-# %% ../../nbs/kit/07_runner.ipynb #faf19123
+# %% ../../nbs/kit/07_runner.ipynb #1efeaa92
 @patch
 def finish(self: Batch, run, event):
     "Turn what an executor said into a record, and keep it. Gives the record."
     record = self.record(run, event)
     try:
         if not self.folder.is_dir(): raise FileNotFoundError(2, "run folder gone", str(self.folder))
+        if not _readable(self.temp(run, "ipynb")): self.temp(run, "ipynb").unlink(missing_ok=True); record["notebook"] = None
         for end in ("ipynb", "log"):
             if self.temp(run, end).exists(): os.replace(self.temp(run, end), self.folder/"notebooks"/f"{run['id']}.{end}")
         log = self.folder/"notebooks"/f"{run['id']}.log"
@@ -77,7 +78,10 @@ def finish(self: Batch, run, event):
     if run["id"] in self.locks: unlock(self.locks.pop(run["id"]))
     return record
 
-# %% ../../nbs/kit/07_runner.ipynb #48e0a7c5
+# %% ../../nbs/kit/07_runner.ipynb #cc4dc9d6
+def _readable(path):
+    try: return bool(json.loads(path.read_bytes()))
+    except (OSError, ValueError): return False
 def now(): return datetime.now(timezone.utc).isoformat(timespec="seconds")
 @patch
 def record(self: Batch, run, event):
