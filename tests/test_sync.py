@@ -1,0 +1,282 @@
+"Regeneration changes nothing, a new technique keeps the contract, and what a check says is clear. Works on copies."
+import ast, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+from slmkit.kit import sync as kit
+from slmkit.core.settings import KitError
+
+ROOT = Path(__file__).parents[1]
+ENV = dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+PARTS = "nbs", "slmkit", "settings.ini", "pyproject.toml", "_quarto.yml", "README.md"
+
+def sources_of(root):
+    "The files that make the project: what git tracks and new notebooks, without weights and records."
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS]
+    given = subprocess.run(listing, cwd=root, capture_output=True, text=True).stdout.split("\0")
+    found = [f for f in given if f and not f.startswith(("slmkit/zoo/", "slmkit/ledger/"))]
+    return [f for f in found if (root/f).is_file()]
+
+def copy_project(root, to):
+    "A copy of the project's sources at `to`. Skips where this is no git checkout."
+    found = sources_of(root)
+    if not found: pytest.skip("not a git checkout")
+    for f in found:
+        (to/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root/f, to/f)
+    return to
+
+def python(root, code):
+    "Output of Python code that stands in a project and imports its slmkit."
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
+                          env=os.environ | ENV | dict(PYTHONPATH=str(root)))
+    assert done.returncode in (0, 1, 2), done.stderr
+    return done.stdout + done.stderr
+
+def slmkit(root, *words): return python(root, f"from slmkit.kit.cli import main; main({list(words)!r})")
+def state(root):
+    "Every file of a project and what is in it."
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory):
+    "A copy of the checkout after one sync: its folder, its files before, and what sync said."
+    root = copy_project(ROOT, tmp_path_factory.mktemp("synced")/"project")
+    before = state(root)
+    return root, before, slmkit(root, "sync")
+
+@pytest.fixture
+def fresh(synced, tmp_path): return Path(shutil.copytree(synced[0], tmp_path/"project"))
+
+# ---- sync
+
+def test_regenerating_changes_no_committed_file(synced):
+    "What CI asks of every commit: run slmkit sync before committing."
+    root, before, said = synced
+    after = state(root)
+    changed = sorted(str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    assert not changed, f"run slmkit sync and commit: {changed}"
+    assert "everything is up to date" in said
+
+def test_syncing_twice_changes_nothing(fresh):
+    before = state(fresh)
+    assert "everything is up to date" in slmkit(fresh, "sync") and state(fresh) == before
+
+def test_the_sidebar_lists_every_notebook_once(synced):
+    root = synced[0]
+    listed = re.findall(r"- (\S+\.ipynb)", (root/"nbs/sidebar.yml").read_text())
+    assert sorted(listed) == sorted(p.relative_to(root/"nbs").as_posix() for p in kit.notebooks(root))
+    import yaml
+    assert yaml.safe_load((root/"nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+
+def test_hand_edits_of_generated_files_are_undone(fresh):
+    before = state(fresh)
+    for name in ("slmkit/core/world.py", "nbs/sidebar.yml"): (fresh/name).write_text("x = 1\n")
+    said = slmkit(fresh, "sync")
+    assert state(fresh) == before and "wrote slmkit/core/world.py" in said and "wrote nbs/sidebar.yml" in said
+
+def test_no_exported_module_holds_a_mark_of_labs(synced):
+    for p in (synced[0]/"slmkit").rglob("*.py"):
+        assert not re.search(r"^[ \t]*(### (BEGIN|END) SOLUTION|#\| (exercise|hint))", p.read_text(), re.M), p
+
+def test_sync_outside_a_project_is_told_in_one_line(tmp_path):
+    said = slmkit(tmp_path, "sync")  # the installed slmkit: there is none in this folder
+    assert said.count("\n") == 1 and "no slmkit project here" in said
+
+def test_markers_are_stripped_and_the_solution_stays():
+    from types import SimpleNamespace
+    source = ("#| export\n#| exercise: points=2\n#| hint: look\ndef f():\n    ### BEGIN SOLUTION\n"
+              "    x = '### BEGIN'\n    ### END SOLUTION (mine)\n    return x")
+    cell = SimpleNamespace(cell_type="code", source=source)
+    kit.strip_markers(cell)
+    assert cell.source == "#| export\ndef f():\n    x = '### BEGIN'\n    return x"
+    words = SimpleNamespace(cell_type="markdown", source=source)
+    kit.strip_markers(words)
+    assert words.source == source
+
+# ---- tags survive cleaning
+
+def messy(path):
+    "A notebook with outputs, a tag and an editor's metadata."
+    out = [dict(output_type="stream", name="stdout", text="1\n")]
+    cell = dict(cell_type="code", id="a", source="seed = 0", execution_count=7, outputs=out,
+                metadata=dict(tags=["parameters"], scrolled=True))
+    kernel = dict(kernelspec=dict(name="python3"))
+    path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    return path
+
+def metadata(path): return json.loads(path.read_text())["cells"][0]["metadata"]
+
+def test_the_parameters_tag_survives_our_clean(tmp_path):
+    path = messy(tmp_path/"a.ipynb")
+    assert kit.clean(path) == path and kit.clean(path) is None
+    cell = json.loads(path.read_text())["cells"][0]
+    assert cell["metadata"] == dict(tags=["parameters"]) and cell["outputs"] == [] and cell["execution_count"] is None
+
+def test_the_parameters_tag_survives_nbdev_clean(fresh):
+    path = messy(fresh/"nbs/a.ipynb")
+    code = "from nbdev.clean import nbdev_clean; nbdev_clean(fname='nbs/a.ipynb')"
+    python(fresh, code)
+    assert metadata(path) == dict(tags=["parameters"])
+    settings = fresh/"pyproject.toml"  # the trap itself: without the setting the tag is lost
+    settings.write_text(re.sub(r"^allowed_cell_metadata_keys.*$", "", settings.read_text(), flags=re.M))
+    messy(path)
+    python(fresh, code)
+    assert metadata(path) == {}
+
+# ---- new
+
+def test_a_new_technique_keeps_the_contract_and_runs(fresh):
+    last = max(int(p.name[:2]) for p in (fresh/"nbs/distill").glob("*.ipynb"))
+    said = slmkit(fresh, "new", "distill/my_idea")
+    path = next((fresh/"nbs/distill").glob("*_my_idea.ipynb"))
+    assert f"wrote nbs/distill/{path.name}" in said and int(path.name[:2]) == last + 1
+    assert "not made yet: run slmkit sync" in slmkit(fresh, "check")
+    first = slmkit(fresh, "sync")
+    assert "wrote slmkit/distill/my_idea.py" in first and path.name not in first  # the template is clean as it comes
+    assert [l for l in slmkit(fresh, "check").splitlines() if "my_idea" in l] == []
+    assert f"distill/{path.name}" in (fresh/"nbs/sidebar.yml").read_text()
+    code = "import slmkit.distill.my_idea as m; print(m.__file__, m.vote(['a', 'b', 'b']))"
+    assert str(fresh) in python(fresh, code) and python(fresh, code).strip().endswith(" b")
+    assert "nothing is recorded" not in run_notebook(fresh, path)
+
+def run_notebook(root, path):
+    "Run all cells at smoke; gives the claim's line as JSON text."
+    code = f"""
+import json, os
+os.environ['SLMKIT_RECORD'] = 'record.jsonl'
+from execnb.shell import CaptureShell
+from fastcore.nbio import read_nb
+shell = CaptureShell()
+shell.run_all(read_nb({str(path)!r}), exc_stop=True)
+assert not shell.exc, shell.exc
+print(open('record.jsonl').read())"""
+    line = json.loads(python(root, code).strip().splitlines()[-1])
+    assert line["claim"] == "voting-helps" and line["profile"] == "smoke" and line["n_rows"] == 40
+    assert line["arms"]["voted"] > line["arms"]["first"] == line["arms"]["copied"]  # a vote of copies is one answer
+    return json.dumps(line)
+
+def test_a_new_family_becomes_a_package(fresh):
+    slmkit(fresh, "new", "senses/tiny_eye")
+    slmkit(fresh, "sync")
+    assert (fresh/"nbs/senses/01_tiny_eye.ipynb").exists() and (fresh/"slmkit/senses/__init__.py").exists()
+
+def template(to, name="distill/my_idea"):
+    (to/"nbs").mkdir(parents=True, exist_ok=True)
+    return kit.new(name, to)
+
+def test_the_template_has_wrong_solutions_that_are_wrong(tmp_path):
+    import numpy
+    from slmkit.kit.lab import mutate, read
+    lab = read(template(tmp_path))
+    given = {}
+    exec(lab.exercises[0].hidden, given)
+    cases = [given["inputs"](numpy.random.default_rng(s)) for s in range(20)]
+    def answers(source):
+        space = {}
+        exec("from collections import Counter\n" + source, space)
+        return [space[lab.exercises[0].name](*case) for case in cases]
+    right = answers(lab.exercises[0].source)
+    assert len(lab.exercises[0].mutants) >= 3
+    for m in lab.exercises[0].mutants: assert answers(mutate(lab.exercises[0], m)) != right
+
+@pytest.mark.parametrize("name, words", [
+    ("distil/my_idea", "the families are distill"),
+    ("distill/my-idea", "letters, digits"),
+    ("distill/class", "letters, digits"),
+    ("core/my_idea", "not family/name"),
+    ("idea", "not family/name"),
+])
+def test_new_refuses_bad_names_in_one_line(tmp_path, name, words):
+    with pytest.raises(KitError) as e: template(tmp_path, name)
+    assert words in str(e.value) and "\n" not in str(e.value) and not list(tmp_path.rglob("*.ipynb"))
+
+def test_new_refuses_to_overwrite(tmp_path):
+    path = template(tmp_path)
+    text = path.read_text()
+    with pytest.raises(KitError, match="exists already"): template(tmp_path)
+    assert path.read_text() == text and template(tmp_path, "distill/other").name == "02_other.ipynb"
+
+# ---- check
+
+def broken(tmp_path, change):
+    "What check says of the template after `change(source) -> source` of every cell."
+    path = template(tmp_path)
+    nb = json.loads(path.read_text())
+    for c in nb["cells"]: c["source"] = change("".join(c["source"])).splitlines(True)
+    path.write_text(json.dumps(nb))
+    return kit.notebook_problems(path)
+
+@pytest.mark.parametrize("old, new, line", [
+    ("settings(profile", "dict(profile", "no profile table"),
+    (".record(", ".keep(", "nothing is recorded"),
+    ("claim(", "say(", "no claim: declare one"),
+    ("expect(voting", "repr(voting", "no expect(claim)"),
+    (".plot(", ".print(", "no signature figure"),
+    ("#| exercise: points=2 minutes=10 difficulty=1", "#| task", "no exercise"),
+    ('"answers[0]", ', "", "exercise vote: 2 mutants in its #| hidden cell (at least 3)"),
+    ("#| hint: ", "#| note: ", "exercise vote: no #| hint"),
+    ("#| test", "#| tried", "exercise vote: no #| test cell"),
+    ("### END SOLUTION", "", "has no ### BEGIN SOLUTION ... ### END SOLUTION"),
+    ("distill.my_idea", "distill.my_idee", "default_exp is distill.my_idee, the file's name asks for distill.my_idea"),
+    ("seed = 0 ", "sead = 0 ", "the parameters cell sets no seed"),
+    ("cpu=dict(", "gpu=dict(", "the profile table has no cpu"),
+    ("> One sentence", "One sentence", "the first cell needs a title"),
+    ("rng = random.Random(seed)", "rng = " + "9"*120, "a line of 126 characters (at most 120): `rng = 999"),
+])
+def test_check_names_each_breach(tmp_path, old, new, line):
+    found = broken(tmp_path, lambda s: s.replace(old, new))
+    assert any(line in f for f in found), found
+    assert all("\n" not in f for f in found) and len(found) <= 2
+
+def test_the_template_breaks_nothing(tmp_path): assert broken(tmp_path, lambda s: s) == []
+
+def test_check_finds_a_claim_after_its_experiment(tmp_path):
+    path = template(tmp_path)
+    nb = json.loads(path.read_text())
+    code = [(i, "".join(c["source"])) for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code"]
+    at = lambda word: next(i for i, source in code if word in source)
+    i, j = at("= claim("), at(".record(")
+    nb["cells"][i], nb["cells"][j] = nb["cells"][j], nb["cells"][i]
+    path.write_text(json.dumps(nb))
+    assert kit.notebook_problems(path) == ["a result is recorded before the claim is declared: declare it first"]
+
+def test_check_finds_outputs_and_the_missing_tag(tmp_path):
+    path = template(tmp_path)
+    nb = json.loads(path.read_text())
+    for c in nb["cells"]: c["metadata"] = {}
+    nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text="1")]
+    path.write_text(json.dumps(nb))
+    found = kit.notebook_problems(path)
+    assert len(found) == 2 and "outputs are committed" in found[0] and "tagged `parameters`" in found[1]
+
+def test_check_finds_stray_modules(fresh):
+    path = next((fresh/"nbs/distill").glob("01_*.ipynb"))
+    path.rename(path.with_name("01_renamed.ipynb"))
+    found = kit.stray_problems(fresh)
+    assert f"slmkit/distill/{path.stem[3:]}.py: its notebook {path.name} is gone: delete this" in found
+    assert "slmkit/distill/renamed.py: not made yet: run slmkit sync" in found
+
+def test_check_finds_a_work_that_the_registry_lacks(fresh):
+    assert kit.work_problems(fresh) == []
+    path = next((fresh/"nbs/distill").glob("01_*.ipynb"))
+    path.write_text(path.read_text().replace("distilling-step-by-step", "distilling-step-by-stap"))
+    found = kit.work_problems(fresh)
+    assert len(found) == 1 and "did you mean 'distilling-step-by-step'" in found[0]
+
+def test_long_modules_are_found(tmp_path):
+    kit.write(tmp_path/"slmkit/distill/long.py", "x = 1\n"*151)
+    kit.write(tmp_path/"slmkit/core/long.py", "x = 1\n"*300 + "# why\n\n'doc'\n")
+    assert kit.module_problems(tmp_path) == ["slmkit/distill/long.py: 151 lines of code (at most 150)"]
+
+def test_a_broken_notebook_is_named(tmp_path):
+    path = tmp_path/"a.ipynb"
+    path.write_text("{")
+    with pytest.raises(KitError, match="a.ipynb is no notebook"): kit.notebook_problems(path)
+
+OURS = "core/00_settings core/01_world core/02_tasks core/03_documents core/04_tokenizer kit/00_sync".split()
+@pytest.mark.parametrize("name", OURS)
+def test_budgets(name):
+    assert kit.notebook_problems(ROOT/f"nbs/{name}.ipynb") == []
+    family, _, file = name.partition("/")
+    module = (ROOT/"slmkit"/family/f"{file[3:]}.py").read_text()
+    assert kit.code_lines(module) <= 300 and ast.parse(module)
