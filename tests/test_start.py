@@ -18,7 +18,6 @@ gain = claim("tiny-gain", work="w", says="A is more than B.", kind="effect", met
 more = claim("slow-gain", work="w", says="Slowly.", kind="effect", metric="points", value=lambda a: a["a"], control=lambda a: 0., least=.02,
     unit="training", settles=dict(cpu="partly"))
 '''
-HOOKED = "SLMKIT_SKIP_SLOW" in (ROOT/"slmkit/core/settings.py").read_text()  # the cell hook leaves slow cells out on request
 RECORD = 'gain.record(seed, rows=["r"], a=.5 + .01*seed, b=.4, c=.4)'
 SLOW = '#| slow\nmore.record(seed, rows=["r"], a=.9)'
 
@@ -49,7 +48,7 @@ def test_at_least_three_seeds_the_report_and_the_ledger_beside_it(project, capfd
     assert code == 0, err
     records, _ = reading(root/"runs/start")
     assert sorted(r["seed"] for r in records) == [0, 1, 2] and all(r["status"] == "ok" for r in records)
-    assert all(set(r["claims"]) == {"tiny-gain"} | ({"slow-gain"} if not HOOKED else set()) for r in records)
+    assert all(set(r["claims"]) == {"tiny-gain"} for r in records)
     report = re.search(r"report +(\S+)", out)[1]
     assert "tiny-gain" in open(report).read()
     assert "for the first 3" in out and re.search(r"this machine +0\.11 \[", out) and "control 0;" in out and "no verdict" in out

@@ -29,7 +29,7 @@ def budget_seconds(
     if not seconds: raise KitError(f"--budget {text}: write 8m, 90s or 1h")
     return seconds
 
-# %% ../../nbs/kit/13_start.ipynb #98b65bf3
+# %% ../../nbs/kit/13_start.ipynb #7cbe340b
 def rounds_time(
     n,       # seeds
     seconds, # of one
@@ -37,6 +37,8 @@ def rounds_time(
 ):
     "Seconds for so many seeds."
     return math.ceil(n/jobs)*seconds
+
+# %% ../../nbs/kit/13_start.ipynb #766fabe7
 def affordable(
     seconds, # of one seed
     jobs,    # at once
@@ -53,19 +55,20 @@ def pace(
     known = [r["seconds"] for r in records if r["status"] == "ok" and r.get("seconds")]
     return max(known[-3:]) if known else None
 
-# %% ../../nbs/kit/13_start.ipynb #46a58f38
+# %% ../../nbs/kit/13_start.ipynb #f14f22c2
 def profile_for(
     model, # checkpoint folder, "" = none
 ):
     "gpu where there is CUDA and a folder, else cpu. KitError for a folder that is not, or without CUDA."
     if not model: return "cpu"
-    if not Path(model).is_dir(): raise KitError(f"--model {model}: no such folder: give a local checkpoint, or leave it out")
+    if not Path(model).is_dir():
+        raise KitError(f"--model {model}: no such folder: give a local checkpoint, or leave it out")
     import torch
     if not torch.cuda.is_available():
         raise KitError("--model needs a GPU and there is none here: leave it out, or use slmkit run --model on the cpu")
     return "gpu"
 
-# %% ../../nbs/kit/13_start.ipynb #ef866049
+# %% ../../nbs/kit/13_start.ipynb #af78991e
 def announce(
     runs,    # of the plan
     cached,  # how many have their answer already
@@ -75,10 +78,11 @@ def announce(
 ):
     "The lines before anything starts: what will run, and how long it will take."
     r = runs[0]; todo = max(0, LEAST - cached)
-    one = f"A seed takes about {took(seconds)} here" if seconds else f"A seed takes {RULE/60:g} min at most, if this core is of a usual speed"
+    one = f"about {took(seconds)} here" if seconds else f"{RULE/60:g} min at most on a usual core"
     first = f", {took(rounds_time(todo, seconds or RULE, jobs))} for the first {LEAST}" if todo else ""
-    return [f"{r['technique']} at profile {r['profile']}: {r['model']} on {r['data']}, {jobs} {'seed' if jobs == 1 else 'seeds'} at a time.",
-            f"{one}{first}. More follow as far as {took(budget)} reach."] + [f"{cached} seeds have their answer already."]*bool(cached)
+    what = f"{r['technique']} at profile {r['profile']}: {r['model']} on {r['data']}, {jobs} at a time."
+    old = [f"{cached} seeds have their answer already."]*bool(cached)
+    return [what, f"A seed takes {one}{first}. More follow as far as {took(budget)} reach.", *old]
 
 # %% ../../nbs/kit/13_start.ipynb #08b1ea21
 class Bar(Console):
@@ -88,7 +92,7 @@ class Bar(Console):
         if self.bar: self.bar.update(self.total, total=self.n, description=f"[bold]{self.n} seeds[/]")
         if self.kind == "rich" and n: self.bar.console.print(f"[dim]{n} more fit into the budget[/]")
 
-# %% ../../nbs/kit/13_start.ipynb #0cd2e4d8
+# %% ../../nbs/kit/13_start.ipynb #da3681e3
 def seeds_within(
     batch,   # slmkit.kit.runner.Batch
     runs,    # all that may run, in order
@@ -101,8 +105,8 @@ def seeds_within(
     from slmkit.kit.runner import here, pool_for
     begun, todo = time.monotonic(), [r for r in runs if r["id"] not in done]
     pool = pool_for("local", runs, batch.folder)
-    room = lambda live, run: len(live) < jobs
     def wave(n):
+        room = lambda live, run: len(live) < jobs
         done.update(batch.work(todo[:n], pool, room, console, hardware=here)); del todo[:n]
     try:
         with console: _waves(wave, todo, done, jobs, lambda: budget - (time.monotonic() - begun), console)
@@ -120,7 +124,7 @@ def _waves(wave, todo, done, jobs, left, console):
     more = min(len(todo), affordable(seconds, jobs, left())) if seconds else 0
     console.grow(more); wave(more)
 
-# %% ../../nbs/kit/13_start.ipynb #8bb2e64b
+# %% ../../nbs/kit/13_start.ipynb #ab5e14b2
 def start(
     budget="8m", # time for all seeds
     model="", data="", # for a GPU: a checkpoint folder and a set
@@ -133,7 +137,8 @@ def start(
     from slmkit.kit.plan import chosen, explain, plan
     from slmkit.kit.runner import Batch, cores, here
     seconds, profile = budget_seconds(budget), profile_for(model)
-    if not project_root(): raise KitError("start: no slmkit project here: run it inside a clone (git clone, then make start)")
+    if not project_root():
+        raise KitError("start: no slmkit project here: run it inside a clone (git clone, then make start)")
     folder = Path(out or project_root()/kit_settings()["runs"]/"start")
     runs = plan(chosen([TECHNIQUE]), profile, range(MOST), model=model, data=data)
     ready(runs[0]); batch = Batch(folder)
@@ -172,12 +177,14 @@ def three_lines(
             f"this machine    {mine_text(row)}{control}; build seeds, so no verdict",
             f"shipped ledger  {ledger_text(row)}{where}"]
 
-# %% ../../nbs/kit/13_start.ipynb #07f765df
+# %% ../../nbs/kit/13_start.ipynb #e0c44475
 def program():
     "How to call slmkit here: by name where it is on the PATH, else by its place."
     if shutil.which("slmkit"): return "slmkit"
     place = Path(sys.executable).with_name("slmkit")
     return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
+
+# %% ../../nbs/kit/13_start.ipynb #26f81821
 def closing(
     records, # of `start`
     folder,  # run folder
@@ -187,10 +194,11 @@ def closing(
     path, rows = write(folder), claim_rows([r for r in records if r["status"] == "ok"])
     lines = three_lines(rows[0]) if rows else ["no claim was recorded: the report says why"]
     name = TECHNIQUE.rpartition("/")[2]
-    return ["", *lines, "", f"report          {path}", f"next            {program()} run {name}    every arm, seeds 0-2",
+    return ["", *lines, "", f"report          {path}",
+        f"next            {program()} run {name}    every arm, seeds 0-2",
             f"                {program()} verdicts    every claim, and what was measured last"]
 
-# %% ../../nbs/kit/13_start.ipynb #3d3754f2
+# %% ../../nbs/kit/13_start.ipynb #93d93ee7
 def verbs(
     app, # typer.Typer
 ):
@@ -200,8 +208,10 @@ def verbs(
     @app.command("start", epilog="Examples: slmkit start · slmkit start --budget 20m · "
                                  "slmkit start --model ./flan-t5-base --data esnli")
     def _(budget: str = O("", help="Time for all seeds: 8m, 90s, 1h.", show_default=False),
-          model: str = O("", help="Checkpoint folder, for a GPU."), data: str = O("", help="Data set, see slmkit data list."),
-          out: str = O("", help="Run folder."), jobs: int = O(0, "--jobs", "-j", help="Seeds at once; 0 = one a core.")):
+          model: str = O("", help="Checkpoint folder, for a GPU."),
+          data: str = O("", help="Data set, see slmkit data list."),
+          out: str = O("", help="Run folder."),
+          jobs: int = O(0, "--jobs", "-j", help="Seeds at once; 0 = one a core.")):
         "Run the main job over a few build seeds under a budget of time, and write the report."
         records, folder = start(budget or kit_settings()["budget"], model, data, out, jobs)
         typer.echo("\n".join(closing(records, folder)))

@@ -11,12 +11,14 @@ __all__ = ['MEND', 'names', 'card', 'lines', 'row', 'check', 'verbs']
 import json
 from ..core.settings import KitError, nearest
 
-# %% ../../nbs/kit/16_zoo_verbs.ipynb #335331e3
+# %% ../../nbs/kit/16_zoo_verbs.ipynb #9db3d2c1
 MEND = "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
 def names():
     "The folders of the zoo that hold, or should hold, a model."
     from slmkit.core import zoo
     return sorted(p.name for p in zoo.zoo_folder().glob("*") if p.is_dir() and not p.name.startswith((".", "_")))
+
+# %% ../../nbs/kit/16_zoo_verbs.ipynb #82d0cb74
 def card(
     name, # zoo name
 ):
@@ -25,7 +27,8 @@ def card(
     if name not in names(): raise KitError(f"no zoo model {name!r}{nearest(name, names())}")
     path = zoo.zoo_folder()/name/"card.json"
     try: return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError): raise KitError(f"zoo model {name!r}: {path} is missing or damaged: {MEND}") from None
+    except (OSError, ValueError, TypeError):
+        raise KitError(f"zoo model {name!r}: {path} is missing or damaged: {MEND}") from None
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #0f26d4ac
 def lines(
@@ -53,11 +56,11 @@ def row(
     n = c.get("parameters")
     return name, f"{n/1e6:.2f} M" if isinstance(n, (int, float)) else "-", size, str(c.get("what", c.get("title", "")))
 
-# %% ../../nbs/kit/16_zoo_verbs.ipynb #edfb366b
+# %% ../../nbs/kit/16_zoo_verbs.ipynb #12782f9a
 def check(
     name="", # of one model; "" = all
 ):
-    "Hold the weights to the checksums of their cards; gives the names. KitError in one line for the first that differs."
+    "Hold the weights to the checksums of their cards; gives the names. KitError for the first that differs."
     from slmkit.core import zoo
     wanted = [name] if name else names()
     if not wanted: raise KitError(f"the zoo {zoo.zoo_folder()} is empty: {MEND}")
