@@ -64,7 +64,7 @@ def test_build_seeds_only_as_far_as_the_budget_reaches_and_none_twice(project):
 
 def test_failed_seeds_are_told_and_the_exit_code_says_so(project, capfd):
     project('if seed == 1: raise ValueError("no luck")', RECORD)
-    code, out, err = said(capfd, "start", "--budget", "1s", "-j", 1)
+    code, out, err = said(capfd, "start", "--budget", "1s")
     assert code == 1 and "no luck" in err and re.search(r"this machine +0\.11 \[", out)
 
 def test_how_many_seeds_fit():

@@ -124,7 +124,7 @@ def _waves(wave, todo, done, jobs, left, console):
     more = min(len(todo), affordable(seconds, jobs, left())) if seconds else 0
     console.grow(more); wave(more)
 
-# %% ../../nbs/kit/13_start.ipynb #ab5e14b2
+# %% ../../nbs/kit/13_start.ipynb #ced1ee59
 def start(
     budget="8m", # time for all seeds
     model="", data="", # for a GPU: a checkpoint folder and a set
@@ -143,7 +143,7 @@ def start(
     runs = plan(chosen([TECHNIQUE]), profile, range(MOST), model=model, data=data)
     ready(runs[0]); batch = Batch(folder)
     done = {r["id"]: rec for r, rec, _ in explain(runs, batch.index, here) if rec}
-    jobs = jobs or (1 if profile == "gpu" else cores(0))
+    jobs = jobs or (1 if profile == "gpu" else cores())
     for line in announce(runs, len(done), pace([*batch.index.by_name.values()]), jobs, seconds): say(line)
     if len(done) < MOST: done = without_slow(seeds_within, batch, runs, done, jobs, seconds, Bar(kind))
     return [done[r["id"]] for r in runs if r["id"] in done], folder
