@@ -8,8 +8,8 @@ Docs: https://slmkit.github.io/slmkit/kit/runner.html.md"""
 __all__ = ['CONFIRM', 'EXTENSION', 'Batch', 'now', 'claims_of', 'cores', 'placement', 'offline', 'pool_for', 'here', 'execute',
            'confirm', 'state', 'verbs', 'show_plan']
 
-# %% ../../nbs/kit/07_runner.ipynb #c122572b
-import json, os, sys, time
+# %% ../../nbs/kit/07_runner.ipynb #5c05745b
+import itertools, json, os, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 from fastcore.basics import patch
@@ -60,7 +60,7 @@ def changed(self: Batch, run, old):
     names = [k.removeprefix("slmkit.") for k in {**then, **run["parts"]} if then.get(k) != run["parts"].get(k)]
     return f": {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
-# %% ../../nbs/kit/07_runner.ipynb #1efeaa92
+# %% ../../nbs/kit/07_runner.ipynb #69079c25
 @patch
 def finish(self: Batch, run, event):
     "Turn what an executor said into a record, and keep it. Gives the record."
@@ -68,17 +68,23 @@ def finish(self: Batch, run, event):
     try:
         if not self.folder.is_dir(): raise FileNotFoundError(2, "run folder gone", str(self.folder))
         if not _readable(self.temp(run, "ipynb")): self.temp(run, "ipynb").unlink(missing_ok=True); record["notebook"] = None
+        if self.temp(run, "log").exists() and not self.temp(run, "log").stat().st_size: self.temp(run, "log").unlink()
+        name = self.free_name(run)
+        if record["notebook"]: record["notebook"] = f"notebooks/{name}.ipynb"
         for end in ("ipynb", "log"):
-            if self.temp(run, end).exists(): os.replace(self.temp(run, end), self.folder/"notebooks"/f"{run['id']}.{end}")
-        log = self.folder/"notebooks"/f"{run['id']}.log"
-        if log.exists() and not log.stat().st_size: log.unlink()
+            if self.temp(run, end).exists(): os.replace(self.temp(run, end), self.folder/"notebooks"/f"{name}.{end}")
         if record["status"] != "stopped": append(self.folder/"records.jsonl", record)
     except OSError as e: record.update(status="disk" if e.errno in (28, 122) else "folder", error=f"record not kept: {e}")
     for end in ("jsonl", "ipynb", "log"): self.temp(run, end).unlink(missing_ok=True)
     if run["id"] in self.locks: unlock(self.locks.pop(run["id"]))
     return record
 
-# %% ../../nbs/kit/07_runner.ipynb #cc4dc9d6
+# %% ../../nbs/kit/07_runner.ipynb #a71b1479
+@patch
+def free_name(self: Batch, run):
+    "A name that no earlier try of this run has taken: what a record names is never overwritten."
+    tries = (run["id"] + (f".{i}" if i > 1 else "") for i in itertools.count(1))
+    return next(t for t in tries if not any((self.folder/"notebooks"/f"{t}.{end}").exists() for end in ("ipynb", "log")))
 def _readable(path):
     try: return bool(json.loads(path.read_bytes()))
     except (OSError, ValueError): return False
