@@ -68,7 +68,7 @@ def profile_for(
         raise KitError("--model needs a GPU and there is none here: leave it out, or use slmkit run --model on the cpu")
     return "gpu"
 
-# %% ../../nbs/kit/13_start.ipynb #af78991e
+# %% ../../nbs/kit/13_start.ipynb #36c1d766
 def announce(
     runs,    # of the plan
     cached,  # how many have their answer already
@@ -77,12 +77,14 @@ def announce(
     budget,  # seconds
 ):
     "The lines before anything starts: what will run, and how long it will take."
-    r = runs[0]; todo = max(0, LEAST - cached)
+    r = runs[0]; wait = rounds_time(max(0, LEAST - cached), seconds or RULE, jobs)
     one = f"about {took(seconds)} here" if seconds else f"{RULE/60:g} min at most on a usual core"
-    first = f", {took(rounds_time(todo, seconds or RULE, jobs))} for the first {LEAST}" if todo else ""
+    first = f", {took(wait)} for the first {LEAST}" if wait else ""
     what = f"{r['technique']} at profile {r['profile']}: {r['model']} on {r['data']}, {jobs} at a time."
+    if wait < budget: rest = f"More follow as far as {took(budget)} reach."
+    else: rest = f"These {LEAST} are run in any case, more only if {took(budget)} hold them."
     old = [f"{cached} seeds have their answer already."]*bool(cached)
-    return [what, f"A seed takes {one}{first}. More follow as far as {took(budget)} reach.", *old]
+    return [what, f"A seed takes {one}{first}. {rest}", *old]
 
 # %% ../../nbs/kit/13_start.ipynb #08b1ea21
 class Bar(Console):
