@@ -65,7 +65,7 @@ def directives(
     pairs = (h[2:].strip().partition(" ") for h in heads)
     return {name.rstrip(":"): rest.strip() for name, _, rest in pairs if name}
 
-# %% ../../nbs/core/00_settings.ipynb #140eebdc
+# %% ../../nbs/core/00_settings.ipynb #f094ea24
 def skip_reason(
     source,  # of a code cell
     profile, # of this run
@@ -73,6 +73,7 @@ def skip_reason(
     "Why this cell is not run here, or None where it is."
     marks = directives(source)
     if "slow" in marks and profile == "smoke": return "slow: skipped at smoke"
+    if "slow" in marks and os.environ.get("SLMKIT_SKIP_SLOW"): return "slow: skipped, as SLMKIT_SKIP_SLOW asks"
     if "cuda" in marks:
         import torch
         if not torch.cuda.is_available(): return "needs CUDA: skipped here"

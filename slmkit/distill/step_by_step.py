@@ -31,7 +31,7 @@ def one_sequence(
     return [f"{r}{MARK}{l}" for l, r in zip(labels, rationales)]
     ### END SOLUTION
 
-# %% ../../nbs/distill/01_step_by_step.ipynb #779d816b
+# %% ../../nbs/distill/01_step_by_step.ipynb #09c20842
 PREFIX = {"label": "[label] ", "rationale": "[rationale] "}
 def two_tasks(
     tokenizer,  # any
@@ -40,7 +40,7 @@ def two_tasks(
     rationales, # list of str
     longest=512, # tokens kept of each text
 ):
-    "Rows with both tasks, `{'label': {input_ids, labels}, 'rationale': {...}}`: one batch of them holds each question twice."
+    "Rows with both tasks, `{'label': {...}, 'rationale': {...}}`: a batch holds each question twice."
     asked = {task: [p + i for i in inputs] for task, p in PREFIX.items()}
     label = encode(tokenizer, asked["label"], labels, longest)
     reason = encode(tokenizer, asked["rationale"], rationales, longest)
@@ -78,20 +78,21 @@ def shuffled(
     return [rationales[after[i]] for i in range(len(rationales))]
     ### END SOLUTION
 
-# %% ../../nbs/distill/01_step_by_step.ipynb #cab820cc
+# %% ../../nbs/distill/01_step_by_step.ipynb #9dc96a06
 def train_arm(
     base,   # model that all arms start from
     tok,    # its tokenizer
     rows,   # as `encode` or `two_tasks` makes them
     loss,   # loss(model, batch)
-    cfg,    # knobs: size, lr, relative, relative
+    cfg,    # knobs: size, lr by kind of arm, relative
     seed,   # of this run
+    kind,   # label | both | sequence: whose learning rate
     **length, # steps= or tokens=
 ):
     "(trained copy of the base, history)."
     model = arm(base, seed)
     data = batches(rows, cfg.size, tok.pad_token_id, random.Random(seed))
-    return model, fit(model, loss, data, lr=cfg.lr, relative=cfg.relative, **length)
+    return model, fit(model, loss, data, lr=cfg.lr[kind], relative=cfg.relative, **length)
 
 # %% ../../nbs/distill/01_step_by_step.ipynb #efe5c3a0
 def right(
@@ -106,17 +107,18 @@ def right(
     said = answers(model, tok, [prefix + i for i in test["input"]], most=most)
     return accuracy([s.split(mark.strip())[-1] if mark else s for s in said], test["label"], metric)
 
-# %% ../../nbs/distill/01_step_by_step.ipynb #4900c367
-AXIS = {"_eighth": 1/8, "_quarter": 1/4, "_half": 1/2, "": 1}
+# %% ../../nbs/distill/01_step_by_step.ipynb #1fed2777
+AXIS = {"_quarter": 1/4, "_half": 1/2, "": 1}
 def labels_figure(
     records, # of the claim `fewer-labels`: dicts with `arms`
     ax,      # matplotlib axes
 ):
     "Accuracy by share of the labelled rows, with and without rationales."
-    for name, key, colour in (("label + rationale", "both", "tab:blue"), ("label only, equal compute", "label", "tab:orange")):
+    kinds = ("label + rationale", "both", "tab:blue"), ("label only, equal compute", "label", "tab:orange")
+    for name, key, colour in kinds:
         full = {"both": "both", "label": "label_equal_compute"}[key]
         lines = np.array([[r["arms"][full if not end else key + end] for end in AXIS] for r in records])
         ax.plot(list(AXIS.values()), lines.T, color=colour, alpha=.2, lw=1)
         ax.plot(list(AXIS.values()), lines.mean(0), "o-", color=colour, label=name)
-    ax.set_xscale("log", base=2); ax.set_xticks(list(AXIS.values()), ["1/8", "1/4", "1/2", "all"])
+    ax.set_xscale("log", base=2); ax.set_xticks(list(AXIS.values()), ["1/4", "1/2", "all"])
     ax.set_xlabel("labelled rows"); ax.set_ylabel("accuracy"); ax.legend(frameon=False)
