@@ -1,10 +1,8 @@
 "The Ray executor on two nodes of this machine, one of them killed in the middle of a batch."
-import os, time
-from pathlib import Path
+import signal
 import pytest
 from conftest import RECORD
 ray = pytest.importorskip("ray", reason="needs slmkit[ray]")
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 from slmkit.kit import records, runner
 from slmkit.kit.cluster import RayPool
 from slmkit.kit.console import Console
@@ -14,12 +12,14 @@ from test_runner import RIGHT, right
 @pytest.fixture
 def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
-    monkeypatch.setenv("RAY_NODE_IP_ADDRESS", "127.0.0.1")
+    def late(*a): raise TimeoutError("the Ray cluster did not answer within 150 s")
+    signal.signal(signal.SIGALRM, late); signal.alarm(150)
+    monkeypatch.setattr(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False)  # else 127.0.0.1 becomes this host's outer address
     c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False))
     c.second = c.add_node(num_cpus=1, node_ip_address="127.0.0.1")
     c.wait_for_nodes()
     yield c
-    ray.shutdown(); c.shutdown()
+    ray.shutdown(); c.shutdown(); signal.alarm(0)
 
 def test_a_lost_node_costs_no_run(tiny, tmp_path, cluster):
     "Twelve runs over two nodes; after the first results one node goes; all twelve records are right and their notebooks are here."
