@@ -11,7 +11,7 @@ start: $(VENV)/kit-installed
 	@$(VENV)/bin/slmkit start --budget $(BUDGET)
 
 test: $(VENV)/dev-installed
-	@$(VENV)/bin/python -m pytest -rs
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pytest -rs
 
 sync: $(VENV)/dev-installed
 	@$(VENV)/bin/slmkit sync
