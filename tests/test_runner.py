@@ -74,7 +74,7 @@ def test_record_has_what_the_design_names(tiny, tmp_path):
 
 def why(path, folder, **kw):
     runs = plan([(Path(path).stem, Path(path))], "smoke", [0], **kw)
-    return planning.explain(runs, records.Index(folder).refresh(), lambda: "cpu-x", changed=runner.Batch.changed.__get__(type("F", (), dict(folder=folder))()))[0][2]
+    return planning.explain(runs, records.Index(folder).refresh(), lambda: "cpu-x", changed=lambda run, old: runner.changed_parts(folder, run, old))[0][2]
 
 def test_cache_and_its_reasons(tiny, tmp_path):
     path, folder = tiny("t", *RIGHT, "print('a') # prose"), tmp_path/"r"

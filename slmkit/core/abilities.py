@@ -19,11 +19,12 @@ def numbers(rng, right):
     near = [n for n in range(max(0, right - 9), right + 12) if n != right]
     return [str(n) for n in [right, *rng.sample(near, 9)]]
 
-# %% ../../nbs/core/14_abilities.ipynb #7a605219
+# %% ../../nbs/core/14_abilities.ipynb #1ed34d18
 def copying(rng):
     "Three words said again, against the same words in other orders or with another word."
     w = rng.sample(vocabulary(), 3); other = rng.sample(vocabulary(), 9)
-    return f"words : {' '.join(w)} . the same words again : <extra_id_0>", [" ".join(w)] + [f"{w[0]} {o} {w[2]}" for o in other]
+    endings = [" ".join(w)] + [f"{w[0]} {o} {w[2]}" for o in other]
+    return f"words : {' '.join(w)} . the same words again : <extra_id_0>", endings
 
 def small_sum(rng):
     "The sum of two digits."

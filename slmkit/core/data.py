@@ -27,7 +27,7 @@ def data_folder():
     "The folder of real data, from the environment variable SLMKIT_DATA; None where it is not set."
     return Path(os.environ["SLMKIT_DATA"]) if os.environ.get("SLMKIT_DATA") else None
 
-# %% ../../nbs/core/05_data.ipynb #19c86da4
+# %% ../../nbs/core/05_data.ipynb #8e9c9605
 def set_file(
     name,  # of the manifest
     split, # train | test
@@ -37,26 +37,29 @@ def set_file(
     if split not in m["files"]: raise KitError(f"data {name!r} has no split {split!r}{nearest(split, m['files'])}")
     wanted = f"{m['folder']}/{m['files'][split]['file']}"
     help_ = f"fetch it with `slmkit data fetch {name}`, or stay offline with --data word_problems"
-    if root is None: raise KitError(f"data {name!r}: SLMKIT_DATA is not set: point it at the folder that holds {wanted}; {help_}")
+    if root is None:
+        raise KitError(f"data {name!r}: SLMKIT_DATA is not set: point it at the folder that holds {wanted}; {help_}")
     if not (root/wanted).is_file(): raise KitError(f"data {name!r}: no file {root/wanted}: {help_}")
     found = hashlib.sha256((root/wanted).read_bytes()).hexdigest()
     if found != m["files"][split]["sha256"] and not (root/m["folder"]/"FETCHED").exists():
-        raise KitError(f"data {name!r}: {root/wanted} is not the file of the manifest (sha256 {found[:12]}...): {help_}")
+        raise KitError(f"data {name!r}: {root/wanted} is not the file of the manifest "
+                       f"(sha256 {found[:12]}...): {help_}")
     return root/wanted
 
-# %% ../../nbs/core/05_data.ipynb #06c6df72
+# %% ../../nbs/core/05_data.ipynb #105958c2
 PARTS = "id", "input", "label", "rationale", "teacher_label"
 def parse_columns(
     text, # `part=column,part=column+column`
 ):
     "{part: [columns]} of a mapping; raises KitError for an unknown part."
     pairs = dict(p.split("=", 1) for p in text.split(",") if "=" in p)
-    if len(pairs) != len([p for p in text.split(",") if p]): raise KitError(f"columns {text!r}: write part=column,part=column")
+    if len(pairs) != len([p for p in text.split(",") if p]):
+        raise KitError(f"columns {text!r}: write part=column,part=column")
     for part in pairs:
         if part.strip() not in PARTS: raise KitError(f"columns: no part {part.strip()!r}{nearest(part.strip(), PARTS)}")
     return {part.strip(): [c.strip() for c in cols.split("+")] for part, cols in pairs.items()}
 
-# %% ../../nbs/core/05_data.ipynb #6b3b1fd4
+# %% ../../nbs/core/05_data.ipynb #b9b4ccf2
 def rename(
     rows,    # list of dicts as they stand in the file
     columns, # {part: [columns]}
@@ -68,13 +71,15 @@ def rename(
     for part in ("input", "label"): columns.setdefault(part, [part])
     for part, cols in columns.items():
         for c in cols:
-            if c not in have: raise KitError(f"{where}: no column {c!r} for {part}{nearest(c, have)} (map it with --columns {part}=NAME)")
+            if c not in have:
+                raise KitError(f"{where}: no column {c!r} for {part}{nearest(c, have)} "
+                               f"(map it with --columns {part}=NAME)")
     text = lambda r, cols: str(r[cols[0]]) if len(cols) == 1 else "\n".join(f"{c}: {r[c]}" for c in cols)
     made = [{part: text(r, cols) for part, cols in columns.items()} for r in rows]
     for i, r in enumerate(made): r.setdefault("id", f"{Path(where).name}-{i}")
     return made
 
-# %% ../../nbs/core/05_data.ipynb #42a88c59
+# %% ../../nbs/core/05_data.ipynb #0da101d3
 def read_rows(
     path, # .jsonl, .json (a list) or .csv, also gzip'd
 ):
@@ -85,8 +90,10 @@ def read_rows(
     try:
         if name.endswith(".csv"): return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
-        rows = json.loads(text) if name.endswith(".json") else [read_line(l, i) for i, l in enumerate(text.splitlines(), 1) if l.strip()]
-    except (ValueError, OSError, EOFError, pd.errors.ParserError) as e: raise KitError(f"{path}: can't be read: {str(e).splitlines()[0]}")
+        rows = json.loads(text) if name.endswith(".json") else [
+            read_line(l, i) for i, l in enumerate(text.splitlines(), 1) if l.strip()]
+    except (ValueError, OSError, EOFError, pd.errors.ParserError) as e:
+        raise KitError(f"{path}: can't be read: {str(e).splitlines()[0]}")
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
         raise KitError(f"{path}: expected rows, one JSON object each")
     return rows
@@ -97,12 +104,12 @@ def read_line(line, i):
     try: return json.loads(line)
     except ValueError as e: raise ValueError(f"line {i}: {e}")
 
-# %% ../../nbs/core/05_data.ipynb #58a0b76d
+# %% ../../nbs/core/05_data.ipynb #c876a620
 def of_split(
     rows,  # with `input`
     split, # train | valid | test
 ):
-    "The rows of a split: as a `split` column says, else by the checksum of the input, so that equal inputs stay together."
+    "The rows of a split: as a `split` column says, else by the checksum of the input: equal inputs stay together."
     if split not in SHARES: raise KitError(f"no split {split!r}: train, valid or test")
     return [r for r in rows if r.get("split", split_of(r["input"])) == split]
 
@@ -119,7 +126,7 @@ def known_set(
         rows = [r for r in rows if r[m["apart_by"]] not in held]
     return rename(rows, m["columns"], name)
 
-# %% ../../nbs/core/05_data.ipynb #12aee497
+# %% ../../nbs/core/05_data.ipynb #3d1615c0
 def load(
     name,          # Toyland task, set of the manifest, file, or hub id (owner/name)
     split="train", # train | valid | test
@@ -135,20 +142,24 @@ def load(
         ds = corrupt(ds, teacher_noise, seed, "label", into="teacher_label")
         return corrupt(ds, teacher_noise, seed + 1, "rationale") if teacher_noise else ds
     if name in manifest(): rows = known_set(name, split)
-    elif name.endswith((".jsonl", ".json", ".csv", ".gz")): rows = of_split(rename(read_rows(name), parse_columns(columns), name), split)
+    elif name.endswith((".jsonl", ".json", ".csv", ".gz")):
+        rows = of_split(rename(read_rows(name), parse_columns(columns), name), split)
     elif "/" in name: rows = rename(hub_rows(name, split), parse_columns(columns), name)
-    else: raise KitError(f"no data {name!r}{nearest(name, [*TASKS, *manifest()])}; a file must end in .jsonl, .json or .csv")
+    else:
+        raise KitError(f"no data {name!r}{nearest(name, [*TASKS, *manifest()])}; "
+                       "a file must end in .jsonl, .json or .csv")
     if not rows: raise KitError(f"data {name!r}: no {split} rows")
     if n and n < len(rows): rows = random.Random(f"rows {seed}").sample(rows, n)
     return Dataset.from_list(rows)
 
-# %% ../../nbs/core/05_data.ipynb #0d31a040
+# %% ../../nbs/core/05_data.ipynb #c9ceb63c
 def hub_rows(name, split):
     "Rows of a hub data set; one KitError line where the hub can't be reached or has no such set."
     from datasets import load_dataset
     try: return list(load_dataset(name, split=split))
-    except Exception as e: raise KitError(f"data {name!r}: not to be had from the hub ({type(e).__name__}): give a file "
-        "(--data my.jsonl --columns input=...,label=...) or stay offline with --data word_problems")
+    except Exception as e:
+        raise KitError(f"data {name!r}: not to be had from the hub ({type(e).__name__}): give a file "
+                       "(--data my.jsonl --columns input=...,label=...) or stay offline with --data word_problems")
 
 # %% ../../nbs/core/05_data.ipynb #777e6cf9
 def metric_of(

@@ -26,7 +26,7 @@ def encode(
     written = tokenizer(list(targets), max_length=max_length, truncation=True)["input_ids"]
     return [dict(input_ids=x, labels=y) for x, y in zip(read, written)]
 
-# %% ../../nbs/core/07_fit.ipynb #938be0d1
+# %% ../../nbs/core/07_fit.ipynb #d55a69c2
 FILL = {"labels": -100, "attention_mask": 0}  # every other field pads with the tokenizer's padding
 def collate(
     rows, # rows of one shape
@@ -38,8 +38,8 @@ def collate(
     for k in rows[0]:
         longest = max(len(r[k]) for r in rows)
         out[k] = torch.tensor([r[k] + [FILL.get(k, pad)]*(longest - len(r[k])) for r in rows])
-    if "input_ids" in out: out["attention_mask"] = torch.tensor([[1]*len(r["input_ids"]) + [0]*(out["input_ids"].shape[1]
-        - len(r["input_ids"])) for r in rows])
+    if "input_ids" in out: out["attention_mask"] = torch.tensor([
+        [1]*len(r["input_ids"]) + [0]*(out["input_ids"].shape[1] - len(r["input_ids"])) for r in rows])
     return out
 
 # %% ../../nbs/core/07_fit.ipynb #97377e3e
@@ -47,7 +47,7 @@ def length(row):
     "Tokens in a row, all fields and nestings together."
     return sum(length(v) if isinstance(v, dict) else len(v) for v in row.values())
 
-# %% ../../nbs/core/07_fit.ipynb #fcb4cb8b
+# %% ../../nbs/core/07_fit.ipynb #9386b921
 def batches(
     rows,  # list of rows
     size,  # rows a batch
@@ -58,7 +58,8 @@ def batches(
     "Endless batches, epoch after epoch; the last batch of an epoch may be smaller."
     while True:
         order = rng.sample(range(len(rows)), len(rows))
-        chunks = [sorted(order[i:i + size*window], key=lambda j: length(rows[j])) for i in range(0, len(rows), size*window)]
+        chunks = [sorted(order[i:i + size*window], key=lambda j: length(rows[j]))
+                  for i in range(0, len(rows), size*window)]
         parts = [c[i:i + size] for c in chunks for i in range(0, len(c), size)]
         for part in rng.sample(parts, len(parts)): yield collate([rows[j] for j in part], pad)
 
@@ -99,7 +100,7 @@ def update(
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     opt.step()
 
-# %% ../../nbs/core/07_fit.ipynb #97f346dc
+# %% ../../nbs/core/07_fit.ipynb #27995b7f
 def fit(
     model,       # a PreTrainedModel, trained in place
     loss,        # `loss(model, batch)` → scalar tensor
@@ -112,7 +113,7 @@ def fit(
     relative=False, # learning rate relative to each matrix' scale, see `rate_groups`
     bar=True,    # show progress
 ):
-    "Train with AdamW; gives `.loss` (a float a step), `.steps`, `.tokens`, `.compute` (parameters × tokens), `.seconds`."
+    "Train with AdamW; gives `.loss` (one a step), `.steps`, `.tokens`, `.compute` (parameters × tokens), `.seconds`."
     if not steps and not tokens: raise KitError("fit: say how long: steps=... or tokens=...")
     opt = torch.optim.AdamW(rate_groups(model, relative), lr=lr, weight_decay=0., fused=True)
     h, start, done = SimpleNamespace(loss=[], steps=0, tokens=0), time.time(), 0.
@@ -125,10 +126,11 @@ def fit(
             progress.update(min(100, int(100*done)) - progress.n)
     return finish(h, model, start)
 
-# %% ../../nbs/core/07_fit.ipynb #18b50196
+# %% ../../nbs/core/07_fit.ipynb #06c2b463
 def finish(h, model, start):
     "The history with its totals; stops with one clear line where the loss is no longer a number."
-    if not all(x == x and abs(x) != float("inf") for x in h.loss): raise KitError("fit: the loss became NaN or infinite: lower lr")
+    if not all(x == x and abs(x) != float("inf") for x in h.loss):
+        raise KitError("fit: the loss became NaN or infinite: lower lr")
     h.seconds = time.time() - start
     h.compute = h.tokens*sum(p.numel() for p in model.parameters())
     return h

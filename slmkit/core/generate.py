@@ -11,7 +11,7 @@ __all__ = ['answers']
 import torch
 from tqdm.auto import tqdm
 
-# %% ../../nbs/core/12_generate.ipynb #0c635ff4
+# %% ../../nbs/core/12_generate.ipynb #0e8108fc
 @torch.no_grad()
 def answers(
     model,     # an encoder-decoder PreTrainedModel
@@ -27,8 +27,10 @@ def answers(
     order, out = sorted(range(len(inputs)), key=lambda i: len(inputs[i])), {}
     for at in tqdm(range(0, len(order), size), disable=not bar, leave=False, delay=2):
         part = order[at:at + size]
-        read = tokenizer([inputs[i] for i in part], padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-        ids = model.generate(input_ids=read["input_ids"].to(model.device), attention_mask=read["attention_mask"].to(model.device),
+        read = tokenizer([inputs[i] for i in part], padding=True, truncation=True, max_length=max_length,
+                         return_tensors="pt")
+        ids = model.generate(input_ids=read["input_ids"].to(model.device),
+                             attention_mask=read["attention_mask"].to(model.device),
                              max_new_tokens=most, do_sample=False, num_beams=1)
         out |= dict(zip(part, tokenizer.batch_decode(ids, skip_special_tokens=True)))
     return [out[i].strip() for i in range(len(inputs))]

@@ -19,7 +19,7 @@ def exact(
     "Whether both are the same words, whatever their case and spacing."
     return "".join(said.lower().split()) == "".join(right.lower().split())
 
-# %% ../../nbs/core/13_score.ipynb #43330855
+# %% ../../nbs/core/13_score.ipynb #def5d55d
 OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 def arithmetic(
     text, # an expression such as `( 84.0 / 2 )`
@@ -31,7 +31,8 @@ def arithmetic(
         if isinstance(n, ast.Constant) and type(n.value) in (int, float): return n.value
         raise ValueError(n)
     try: return float(value(ast.parse(text[:200].strip(), mode="eval").body))
-    except (SyntaxError, ValueError, KeyError, ZeroDivisionError, OverflowError, RecursionError, MemoryError): return None
+    except (SyntaxError, ValueError, KeyError, ZeroDivisionError, OverflowError, RecursionError, MemoryError):
+        return None
 
 # %% ../../nbs/core/13_score.ipynb #08980a25
 def equation(

@@ -31,14 +31,14 @@ def new_t5(
     model.set_attn_implementation("eager")  # a third faster than sdpa at this size in bf16
     return model
 
-# %% ../../nbs/core/11_t5_1m.ipynb #980c846b
+# %% ../../nbs/core/11_t5_1m.ipynb #e24cc4e8
 STAGES = {1: dict(steps=14_000, peak=2e-2, size=32), 2: dict(steps=14_000, peak=1e-2, size=32)}
 def start_of(
     stage,     # 1 or 2
     tokenizer, # of the zoo
     seed=0,    # of the base
 ):
-    "The model that a stage begins with: fresh weights, or the shipped ones, in float32. Raises KitError for another stage."
+    "The float32 model that a stage begins with: fresh weights, or the shipped ones. KitError for another stage."
     if stage not in STAGES: raise KitError(f"t5_1m: no stage {stage}: there are {', '.join(map(str, STAGES))}")
     return new_t5(tokenizer, 1 + 1000*seed) if stage == 1 else load_model("t5-1m")[0]
 

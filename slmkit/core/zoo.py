@@ -25,26 +25,28 @@ def sha256(path):
     "Checksum of a file, hexadecimal."
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../../nbs/core/06_zoo.ipynb #da85f814
+# %% ../../nbs/core/06_zoo.ipynb #44d17ebe
 def verify(
     name, # zoo name
 ):
     "Raise one clear line unless the model's weights are the ones that its card was measured on."
-    path, mend = zoo_folder()/name/"model.safetensors", "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
+    path, mend = zoo_folder()/name/"model.safetensors", \
+        "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
     if not path.is_file(): raise KitError(f"zoo model {name!r}: {path} is missing: {mend}")
-    if sha256(path) != zoo()[name]["sha256"]: raise KitError(f"zoo model {name!r}: {path} is corrupted (its checksum differs): {mend}")
+    if sha256(path) != zoo()[name]["sha256"]:
+        raise KitError(f"zoo model {name!r}: {path} is corrupted (its checksum differs): {mend}")
 
-# %% ../../nbs/core/06_zoo.ipynb #dfa9e520
+# %% ../../nbs/core/06_zoo.ipynb #aaa388e0
 def from_pretrained(cls, where, **kw):
     "`cls.from_pretrained` in float32 without progress bars; one KitError line where that fails."
     from transformers.utils import logging
     logging.disable_progress_bar(); logging.set_verbosity_error()
     try: return cls.from_pretrained(where, **kw)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise KitError(f"model {str(where)!r} can't be loaded ({str(e).strip().splitlines()[0][:150]}): give a zoo name "
-                       f"({', '.join(zoo())}) or a local checkpoint folder with --model")
+        raise KitError(f"model {str(where)!r} can't be loaded ({str(e).strip().splitlines()[0][:150]}): "
+                       f"give a zoo name ({', '.join(zoo())}) or a local checkpoint folder with --model")
 
-# %% ../../nbs/core/06_zoo.ipynb #6b32863e
+# %% ../../nbs/core/06_zoo.ipynb #88afbc11
 def with_decoder(
     where,    # folder or hub id of a BERT-like encoder
     layers=2, # of the fresh decoder
@@ -53,8 +55,8 @@ def with_decoder(
     from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertLMHeadModel, EncoderDecoderModel
     tok, encoder = from_pretrained(AutoTokenizer, where), from_pretrained(AutoModel, where, dtype=torch.float32)
     c = encoder.config
-    decoder = BertLMHeadModel(BertConfig(**{**c.to_dict(), "num_hidden_layers": layers, "is_decoder": True, "add_cross_attention": True,
-        "architectures": None, "dtype": None}))
+    decoder = BertLMHeadModel(BertConfig(**{**c.to_dict(), "num_hidden_layers": layers, "is_decoder": True,
+        "add_cross_attention": True, "architectures": None, "dtype": None}))
     decoder.bert.embeddings.load_state_dict(encoder.embeddings.state_dict())
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
     ids = dict(decoder_start_token_id=tok.cls_token_id, pad_token_id=tok.pad_token_id, eos_token_id=tok.sep_token_id)
@@ -63,27 +65,29 @@ def with_decoder(
     model.fresh = True
     return model, tok
 
-# %% ../../nbs/core/06_zoo.ipynb #85095ee8
+# %% ../../nbs/core/06_zoo.ipynb #823ee975
 def load_model(
     name,   # zoo name, local checkpoint folder, or hub id (owner/name)
     device=None, # None = a GPU where there is one
     seed=0, # of weights that are fresh
 ):
-    "(model, tokenizer): an encoder-decoder in float32 on the device; `model.fresh` says whether its decoder is untrained."
+    "(model, tokenizer): a float32 encoder-decoder on the device; `model.fresh` says whether its decoder is untrained."
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
     if name in zoo(): verify(name)
     elif not Path(name).is_dir() and "/" not in name:
-        raise KitError(f"no model {name!r}{nearest(name, zoo())}; or a checkpoint folder, or a hub id such as google/t5-v1_1-base")
+        raise KitError(f"no model {name!r}{nearest(name, zoo())}; or a checkpoint folder, "
+                       "or a hub id such as google/t5-v1_1-base")
     where = str(zoo_folder()/name) if name in zoo() else name
     torch.manual_seed(seed)
     if from_pretrained(AutoConfig, where).is_encoder_decoder:
-        model, tok = from_pretrained(AutoModelForSeq2SeqLM, where, dtype=torch.float32), from_pretrained(AutoTokenizer, where)
+        model, tok = from_pretrained(AutoModelForSeq2SeqLM, where, dtype=torch.float32), \
+            from_pretrained(AutoTokenizer, where)
         model.fresh = False
     else: model, tok = with_decoder(where)
-    if name in zoo(): model.set_attn_implementation("eager")  # faster than sdpa at this size on a CPU, and shows attentions
+    if name in zoo(): model.set_attn_implementation("eager")  # faster than sdpa at this size, and shows attentions
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tok
 
-# %% ../../nbs/core/06_zoo.ipynb #dcba3ecb
+# %% ../../nbs/core/06_zoo.ipynb #46dbdcf6
 def warn_unknown(
     name,      # of the model
     tokenizer, # its tokenizer
@@ -91,10 +95,12 @@ def warn_unknown(
 ):
     "One line where a zoo model can't read more than 2 % of the words; gives the share."
     share = unknown_share(tokenizer, texts) if name in zoo() else 0.
-    if share > .02: print(f"{share:.0%} of the words are unknown to {name} and are spelled in bytes: give a real checkpoint with --model FOLDER")
+    if share > .02:
+        print(f"{share:.0%} of the words are unknown to {name} and are spelled in bytes: "
+              "give a real checkpoint with --model FOLDER")
     return share
 
-# %% ../../nbs/core/06_zoo.ipynb #2ce2108c
+# %% ../../nbs/core/06_zoo.ipynb #c2abfaf6
 def warm_up(
     model,     # with fresh parts, trained in place
     tokenizer, # its tokenizer
@@ -109,4 +115,5 @@ def warm_up(
     import random
     from slmkit.core.fit import batches, encode, fit
     rows = encode(tokenizer, inputs, inputs, longest)
-    return fit(model, lambda m, b: m(**b).loss, batches(rows, size, tokenizer.pad_token_id, random.Random(seed)), steps=steps, lr=lr)
+    return fit(model, lambda m, b: m(**b).loss,
+               batches(rows, size, tokenizer.pad_token_id, random.Random(seed)), steps=steps, lr=lr)

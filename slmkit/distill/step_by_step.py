@@ -21,15 +21,13 @@ from ..core.zoo import load_model, warm_up, warn_unknown
 
 # %% ../../nbs/distill/01_step_by_step.ipynb #06f86a0c
 MARK = " answer : "
-#| exercise: points=1 minutes=5 difficulty=1
 def one_sequence(
     labels,     # list of str
     rationales, # list of str, as long
 ):
     "Single-task targets: reason, a mark, answer. At test time the student has to write all of it."
-    ### BEGIN SOLUTION
     return [f"{r}{MARK}{l}" for l, r in zip(labels, rationales)]
-    ### END SOLUTION
+
 
 # %% ../../nbs/distill/01_step_by_step.ipynb #09c20842
 PREFIX = {"label": "[label] ", "rationale": "[rationale] "}
@@ -53,9 +51,8 @@ def step_by_step_loss(
     alpha=0.5,      # weight of the label, in [0, 1]
 ):
     "Multi-task loss α·L_label + (1-α)·L_rationale (authors' code, TaskPrefixTrainer)."
-    ### BEGIN SOLUTION
     return alpha*label_loss + (1 - alpha)*rationale_loss
-    ### END SOLUTION
+
 
 # %% ../../nbs/distill/01_step_by_step.ipynb #85e2e697
 def label_only(model, batch):
@@ -72,11 +69,10 @@ def shuffled(
     seed,       # int
 ):
     "The rationales in another order, such that no row keeps its own place."
-    ### BEGIN SOLUTION
     order = random.Random(seed).sample(range(len(rationales)), len(rationales))  # a random circle of all rows
     after = dict(zip(order, order[1:] + order[:1]))
     return [rationales[after[i]] for i in range(len(rationales))]
-    ### END SOLUTION
+
 
 # %% ../../nbs/distill/01_step_by_step.ipynb #9dc96a06
 def train_arm(

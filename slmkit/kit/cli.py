@@ -11,8 +11,11 @@ __all__ = ['MODULES', 'build', 'answer', 'main']
 import importlib, importlib.util, os, sys
 from ..core.settings import KitError
 
-# %% ../../nbs/kit/09_cli.ipynb #40afbcf6
-MODULES = [f"slmkit.kit.{m}" for m in ("runner", "bench", "ledger", "field", "report", "lab", "sync", "data_verbs", "zoo_verbs", "start")]
+# %% ../../nbs/kit/09_cli.ipynb #d043f6f5
+MODULES = [f"slmkit.kit.{m}" for m in ("run_verbs", "bench", "ledger", "field", "report", "lab", "sync", "data_verbs",
+    "zoo_verbs", "start")]
+
+# %% ../../nbs/kit/09_cli.ipynb #e7a15787
 def build(
     modules=MODULES, # each exports `verbs(app)`; those that don't exist are left out
 ):
@@ -27,7 +30,7 @@ def build(
         except Exception as e: print(f"slmkit: {name} left out: {_line(e)}", file=sys.stderr)
     return app
 
-# %% ../../nbs/kit/09_cli.ipynb #658b975f
+# %% ../../nbs/kit/09_cli.ipynb #e4fc7c1a
 def _top(app):
     "The options that stand before any verb."
     import typer
@@ -35,16 +38,20 @@ def _top(app):
         import slmkit
         if wanted: typer.echo(f"slmkit {slmkit.__version__}"); raise typer.Exit
     @app.callback()
-    def top(version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version.")): pass
+    def top(version: bool = typer.Option(False, "--version", callback=version, is_eager=True,
+        help="Print the version.")): pass
 
-# %% ../../nbs/kit/09_cli.ipynb #dfe6b514
+# %% ../../nbs/kit/09_cli.ipynb #1535a240
 def _line(e): return f"{type(e).__name__}: {e}".strip().splitlines()[0].rstrip(": ")
+
+# %% ../../nbs/kit/09_cli.ipynb #e3d87dba
 def answer(
     e, # exception
 ):
     "Tell a person about it on stderr in one line; gives the exit code."
     if isinstance(e, KitError): print(f"slmkit: {e}", file=sys.stderr); return 2
-    if isinstance(e, KeyboardInterrupt) or type(e).__name__ == "Abort": print("slmkit: stopped", file=sys.stderr); return 130
+    if isinstance(e, KeyboardInterrupt) or type(e).__name__ == "Abort": print("slmkit: stopped",
+        file=sys.stderr); return 130
     if isinstance(e, BrokenPipeError): return 0  # slmkit ... | head
     if hasattr(e, "exit_code") and hasattr(e, "format_message"): e.show(); return e.exit_code
     print(f"slmkit: {_line(e)} (SLMKIT_DEBUG=1 shows where)", file=sys.stderr)

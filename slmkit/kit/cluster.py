@@ -28,19 +28,29 @@ def lone():
     except ImportError: pass  # Windows
     os.write(events, json.dumps(dict(out, id=job["id"], event="end", plain=True)).encode() + b"\n")
 
-# %% ../../nbs/kit/07_cluster.ipynb #f1458ff6
+# %% ../../nbs/kit/07_cluster.ipynb #6c746a17
 class PapermillPool:
     "Runs each job in a process of its own, with papermill's own engine."
     def __init__(self, offline=True): self.offline, self.live = offline, {}
-    def start(self, job):
-        log = open(job["log"], "wb")
-        p = subprocess.Popen([sys.executable, "-c", "from slmkit.kit.cluster import lone; lone()"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=log, env=environment(self.offline), start_new_session=True)
-        p.stdin.write(json.dumps(job).encode() + b"\n"); p.stdin.close(); log.close()
-        self.live[job["id"]] = p, job, time.monotonic()
-    def stop(self, id): self.live[id][0].kill() if id in self.live else None
-    def close(self):
-        for p, *_ in self.live.values(): p.kill(); p.wait()
+
+# %% ../../nbs/kit/07_cluster.ipynb #b1f5aece
+@patch
+def start(self: PapermillPool, job):
+    log = open(job["log"], "wb")
+    p = subprocess.Popen([sys.executable, "-c", "from slmkit.kit.cluster import lone; lone()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=log, env=environment(self.offline), start_new_session=True)
+    p.stdin.write(json.dumps(job).encode() + b"\n"); p.stdin.close(); log.close()
+    self.live[job["id"]] = p, job, time.monotonic()
+
+# %% ../../nbs/kit/07_cluster.ipynb #ba2bf58c
+@patch
+def stop(self: PapermillPool, id): self.live[id][0].kill() if id in self.live else None
+
+# %% ../../nbs/kit/07_cluster.ipynb #ecd84333
+@patch
+def close(self: PapermillPool):
+    for p, *_ in self.live.values(): p.kill(); p.wait()
 
 # %% ../../nbs/kit/07_cluster.ipynb #35df0539
 @patch
@@ -68,30 +78,39 @@ def gpu_memory():
     try: return [int(l) for l in subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split()]
     except (OSError, ValueError, subprocess.TimeoutExpired): return []
 
-# %% ../../nbs/kit/07_cluster.ipynb #57b3eb67
+# %% ../../nbs/kit/07_cluster.ipynb #0da8ef86
 class Gpus:
     "Where runs that use a GPU may go."
     def __init__(self,
         declared=0, # MB a run takes; 0 = as recorded
         total=None, # MB of each GPU; None = asked
     ): self.declared, self.total = declared, gpu_memory() if total is None else total
-    def need(self, run, records):
-        "MB that a run is expected to take."
-        same = [r["peak_gpu_mb"] for r in records if r.get("peak_gpu_mb") and (r["technique"], r["profile"], r["model"]) ==
-                (run["technique"], run["profile"], run["model"])]
-        return self.declared or (1.2*max(same) + 500 if same else max(self.total))
-    def place(self, run, live, records):
-        "Give the run a GPU in `run['gpu']` and its need in `run['gpu_mb']`; False where none has room."
-        records = list(records); need = self.need(run, records)
-        left = [t - sum(r["gpu_mb"] for r in live.values() if r.get("gpu") == str(i)) for i, t in enumerate(self.total)]
-        idle = [all(r.get("gpu") != str(i) for r in live.values()) for i in range(len(left))]
-        best = max(range(len(left)), key=left.__getitem__)
-        if left[best] < need and not idle[best]: return False
-        run.update(gpu=str(best), gpu_mb=need)
-        return True
 
-# %% ../../nbs/kit/07_cluster.ipynb #8bf2948c
+# %% ../../nbs/kit/07_cluster.ipynb #43de50b1
+@patch
+def need(self: Gpus, run, records):
+    "MB that a run is expected to take."
+    same = [r["peak_gpu_mb"] for r in records if r.get("peak_gpu_mb")
+        and (r["technique"], r["profile"], r["model"]) ==
+            (run["technique"], run["profile"], run["model"])]
+    return self.declared or (1.2*max(same) + 500 if same else max(self.total))
+
+# %% ../../nbs/kit/07_cluster.ipynb #b869d7bf
+@patch
+def place(self: Gpus, run, live, records):
+    "Give the run a GPU in `run['gpu']` and its need in `run['gpu_mb']`; False where none has room."
+    records = list(records); need = self.need(run, records)
+    left = [t - sum(r["gpu_mb"] for r in live.values() if r.get("gpu") == str(i)) for i, t in enumerate(self.total)]
+    idle = [all(r.get("gpu") != str(i) for r in live.values()) for i in range(len(left))]
+    best = max(range(len(left)), key=left.__getitem__)
+    if left[best] < need and not idle[best]: return False
+    run.update(gpu=str(best), gpu_mb=need)
+    return True
+
+# %% ../../nbs/kit/07_cluster.ipynb #53e659a6
 POOL = []
+
+# %% ../../nbs/kit/07_cluster.ipynb #83a9475f
 def on_node(
     job,     # of the runner
     text,    # of its notebook
@@ -105,15 +124,17 @@ def on_node(
     try:
         (folder/"in.ipynb").write_text(text)
         env = {**job["env"], "SLMKIT_RECORD": str(folder/"claims.jsonl")}
-        POOL[0].start({**job, "notebook": str(folder/"in.ipynb"), "output": str(folder/"out.ipynb"), "log": str(folder/"log"),
+        POOL[0].start({**job, "notebook": str(folder/"in.ipynb"), "output": str(folder/"out.ipynb"),
+            "log": str(folder/"log"),
                        "env": env, "cwd": str(folder)})
         ends = []
         while not ends: ends = [e for e in POOL[0].events(1) if e["event"] == "end"]
         names = dict(output="out.ipynb", record="claims.jsonl", log="log")
-        return ends[0], {k: (folder/n).read_bytes() for k, n in names.items() if (folder/n).exists()}, socket.gethostname()
+        return ends[0], {k: (folder/n).read_bytes() for k, n in names.items()
+            if (folder/n).exists()}, socket.gethostname()
     finally: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/kit/07_cluster.ipynb #8df0c5e8
+# %% ../../nbs/kit/07_cluster.ipynb #6b9f9445
 class RayPool:
     "Runs jobs on a Ray cluster: an address, or this machine alone."
     def __init__(self, runs, offline=True, address=None, gpus=None):
@@ -125,27 +146,40 @@ class RayPool:
         self.mine = not ray.is_initialized()
         if self.mine: ray.init(address=address, log_to_driver=False, logging_level="error")
         wants = any(r["profile"] in ("gpu", "paper") for r in runs) and ray.cluster_resources().get("GPU", 0)
-        self.task = ray.remote(on_node).options(num_cpus=1, num_gpus=gpus if gpus is not None else int(bool(wants)), max_retries=5)
-    def start(self, job):
-        self.refs[self.task.remote(job, Path(job["notebook"]).read_text(), self.modules, self.offline)] = job
-    def stop(self, id):
-        for ref, job in self.refs.items():
-            if job["id"] == id: self.ray.cancel(ref, force=True)
-    def close(self):
-        if self.mine: self.ray.shutdown()
+        self.task = ray.remote(on_node).options(num_cpus=1, num_gpus=gpus if gpus is not None else int(bool(wants)),
+            max_retries=5)
 
-# %% ../../nbs/kit/07_cluster.ipynb #09c60997
+# %% ../../nbs/kit/07_cluster.ipynb #86a2072f
+@patch
+def start(self: RayPool, job):
+    self.refs[self.task.remote(job, Path(job["notebook"]).read_text(), self.modules, self.offline)] = job
+
+# %% ../../nbs/kit/07_cluster.ipynb #91687940
+@patch
+def stop(self: RayPool, id):
+    for ref, job in self.refs.items():
+        if job["id"] == id: self.ray.cancel(ref, force=True)
+
+# %% ../../nbs/kit/07_cluster.ipynb #50593b28
+@patch
+def close(self: RayPool):
+    if self.mine: self.ray.shutdown()
+
+# %% ../../nbs/kit/07_cluster.ipynb #0f68a39d
 @patch
 def events(self: RayPool, wait=.1):
     "Results that came in: their files are written where the job wants them."
     if not self.refs: time.sleep(wait); return []
     ready, _ = self.ray.wait(list(self.refs), num_returns=1, timeout=wait)
     return [self._end(ref, self.refs.pop(ref)) for ref in ready]
+
+# %% ../../nbs/kit/07_cluster.ipynb #c6aef5eb
 @patch
 def _end(self: RayPool, ref, job):
     "One finished task as an event."
     try: event, files, node = self.ray.get(ref)
-    except Exception as e: return dict(id=job["id"], event="end", status="crash", error=f"{type(e).__name__}: {e}".splitlines()[0][:300])
+    except Exception as e: return dict(id=job["id"], event="end", status="crash",
+        error=f"{type(e).__name__}: {e}".splitlines()[0][:300])
     places = dict(output=job["output"], record=job["env"]["SLMKIT_RECORD"], log=job["log"])
     for kind, data in files.items(): Path(places[kind]).write_bytes(data)
     return {**event, "id": job["id"], "node": node}

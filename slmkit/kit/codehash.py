@@ -17,10 +17,12 @@ from pathlib import Path
 from ..core.settings import directives, package_folder
 from .notebooks import profiles, read, settings_call, sources
 
-# %% ../../nbs/kit/02_codehash.ipynb #5a7c7887
+# %% ../../nbs/kit/02_codehash.ipynb #4ecd28e8
 def _body(node):
     "Statements without docstrings and other lone constants."
     return [n for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+
+# %% ../../nbs/kit/02_codehash.ipynb #b580231b
 def normal(
     node, # ast node, list or plain value
 ):
@@ -28,23 +30,30 @@ def normal(
     if isinstance(node, list): return "[" + ",".join(map(normal, _body(node))) + "]"
     if not isinstance(node, ast.AST): return repr(node)
     if isinstance(node, ast.Constant): return f"={node.value!r}"
-    fields = ((f, v) for f, v in ast.iter_fields(node) if f not in ("ctx", "type_comment", "kind") and v not in (None, []))
+    fields = ((f, v) for f, v in ast.iter_fields(node) if f not in ("ctx", "type_comment", "kind")
+        and v not in (None, []))
     return f"{type(node).__name__}({','.join(f'{f}:{normal(v)}' for f, v in fields)})"
 
 # %% ../../nbs/kit/02_codehash.ipynb #68fcbd1b
 def digest(text): "16 hex digits of a text."; return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/kit/02_codehash.ipynb #565acf73
+# %% ../../nbs/kit/02_codehash.ipynb #caf05574
 Refs = namedtuple("Refs", "names chains attrs strings imports")
+
+# %% ../../nbs/kit/02_codehash.ipynb #6b771f61
 def _globals(table):
     top = table.get_type() in ("module", getattr(symtable, "SymbolTableType", None) and symtable.SymbolTableType.MODULE)
     out = {s.get_name() for s in table.get_symbols() if (s.is_referenced() if top else s.is_global())}
     return out.union(*map(_globals, table.get_children()))
+
+# %% ../../nbs/kit/02_codehash.ipynb #642e007f
 def _chain(node):
     "`a.b.c` as ('a', 'b.c'); None where it does not start with a name."
     rest = []
     while isinstance(node, ast.Attribute): rest.insert(0, node.attr); node = node.value
     return (node.id, ".".join(rest)) if isinstance(node, ast.Name) else None
+
+# %% ../../nbs/kit/02_codehash.ipynb #a07b9a2d
 def refs(
     node, # ast statement
 ):
@@ -56,29 +65,37 @@ def refs(
     names = _globals(symtable.symtable(ast.unparse(node), "piece", "exec"))
     return Refs(names, chains, {n.attr for n in walk if isinstance(n, ast.Attribute)}, strings, inside)
 
-# %% ../../nbs/kit/02_codehash.ipynb #137c7e8c
+# %% ../../nbs/kit/02_codehash.ipynb #c29ce7c8
 class Module:
-    "Top-level definitions of one source: `names`, `imports`, `patches` (class -> [(method, node)]), `named` (string -> [node])."
+    "One source: `names`, `imports`, `patches` (class -> [(method, node)]), `named` (string -> [node]), `stars`."
     def __init__(self, source, full):
         self.full, self.package = full, full.rpartition(".")[0]
         self.names, self.imports, self.patches, self.named, self.stars, self.cache = {}, {}, {}, {}, [], {}
         for node in _body(ast.parse(source).body): self.add(node)
-    def refs(self, node):
-        if id(node) not in self.cache: self.cache[id(node)] = refs(node)
-        return self.cache[id(node)]
-    def add(self, node):
-        if isinstance(node, (ast.Import, ast.ImportFrom)): self.add_import(node)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): self.add_def(node)
-        elif key := _entry(node): self.named.setdefault(key, []).append(node)
-        else:
-            for name in _bound(node): self.names.setdefault(name, []).append(node)
 
-# %% ../../nbs/kit/02_codehash.ipynb #b857ff53
+# %% ../../nbs/kit/02_codehash.ipynb #9239dd6e
+@patch
+def refs(self: Module, node):
+    if id(node) not in self.cache: self.cache[id(node)] = refs(node)
+    return self.cache[id(node)]
+
+# %% ../../nbs/kit/02_codehash.ipynb #5d8a95d6
+@patch
+def add(self: Module, node):
+    if isinstance(node, (ast.Import, ast.ImportFrom)): self.add_import(node)
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): self.add_def(node)
+    elif key := _entry(node): self.named.setdefault(key, []).append(node)
+    else:
+        for name in _bound(node): self.names.setdefault(name, []).append(node)
+
+# %% ../../nbs/kit/02_codehash.ipynb #b26e49d0
 def _entry(node):
     "The key of `TABLE['key'] = ...`, or None."
     target = node.targets[0] if isinstance(node, ast.Assign) else None
     key = target.slice if isinstance(target, ast.Subscript) else None
     return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+
+# %% ../../nbs/kit/02_codehash.ipynb #687510a8
 def _bound(node):
     "Names that a statement binds; for a lone call, what it is called on."
     stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
@@ -86,14 +103,17 @@ def _bound(node):
     first = next((n.id for n in ast.walk(node) if isinstance(n, ast.Name)), None)
     return stored or {first} - {None}
 
-# %% ../../nbs/kit/02_codehash.ipynb #b69f8127
+# %% ../../nbs/kit/02_codehash.ipynb #31669b21
 def _decorator(d):
     f = d.func if isinstance(d, ast.Call) else d
     return f.id if isinstance(f, ast.Name) else getattr(f, "attr", "")
+
+# %% ../../nbs/kit/02_codehash.ipynb #8dc448bd
 @patch
 def add_def(self: Module, node):
     "A function or class: under its name, as a method of the class it patches, and under the strings of its decorators."
-    if any(_decorator(d).startswith("patch") for d in node.decorator_list) and node.args.args and node.args.args[0].annotation:
+    if any(_decorator(d).startswith("patch")
+        for d in node.decorator_list) and node.args.args and node.args.args[0].annotation:
         for n in ast.walk(node.args.args[0].annotation):
             if isinstance(n, ast.Name): self.patches.setdefault(n.id, []).append((node.name, node))
         return
@@ -102,17 +122,20 @@ def add_def(self: Module, node):
         for a in d.args[:1] if isinstance(d, ast.Call) else []:
             if isinstance(a, ast.Constant) and isinstance(a.value, str): self.named.setdefault(a.value, []).append(node)
 
-# %% ../../nbs/kit/02_codehash.ipynb #457277ca
+# %% ../../nbs/kit/02_codehash.ipynb #cea1c9e3
 def imported(
     node,    # Import or ImportFrom
     package, # of the module it stands in, for relative imports
 ):
     "[(name bound here, module, name there or None)]; name `*` for a star."
     if isinstance(node, ast.Import):
-        return [(a.asname or a.name.partition(".")[0], a.name if a.asname else a.name.partition(".")[0], None) for a in node.names]
+        return [(a.asname or a.name.partition(".")[0], a.name if a.asname else a.name.partition(".")[0], None)
+            for a in node.names]
     base = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
     module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
     return [(a.asname or a.name, module, a.name) for a in node.names]
+
+# %% ../../nbs/kit/02_codehash.ipynb #8cb6ca70
 @patch
 def add_import(self: Module, node):
     "Top-level imports; the modules of star imports apart."
@@ -120,39 +143,49 @@ def add_import(self: Module, node):
         if there == "*": self.stars.append(module)
         else: self.imports[name] = module, there
 
-# %% ../../nbs/kit/02_codehash.ipynb #0d00f88d
+# %% ../../nbs/kit/02_codehash.ipynb #8607c9b9
 class Library:
     "The modules of a package by full name, parsed when they are first reached."
     def __init__(self, folder, name="slmkit"): self.folder, self.name, self.seen = Path(folder), name, {}
-    def get(self, full):
-        "The module, or None for one of another package."
-        if full != self.name and not full.startswith(self.name + "."): return None
-        base = self.folder.joinpath(*full.split(".")[1:])
-        path = next((p for p in (base.with_suffix(".py"), base/"__init__.py") if p.is_file()), None)
-        return path and _module(path, full, path.stat().st_mtime_ns)
+
+# %% ../../nbs/kit/02_codehash.ipynb #c3130c73
+@patch
+def get(self: Library, full):
+    "The module, or None for one of another package."
+    if full != self.name and not full.startswith(self.name + "."): return None
+    base = self.folder.joinpath(*full.split(".")[1:])
+    path = next((p for p in (base.with_suffix(".py"), base/"__init__.py") if p.is_file()), None)
+    return path and _module(path, full, path.stat().st_mtime_ns)
+
+# %% ../../nbs/kit/02_codehash.ipynb #efbc4e40
 @lru_cache(maxsize=4096)
 def _module(path, full, stamp): return Module(path.read_text(encoding="utf-8"), full)
 
-# %% ../../nbs/kit/02_codehash.ipynb #c1e83c33
+# %% ../../nbs/kit/02_codehash.ipynb #94c5fb45
 class Walk:
     "Everything reached from a notebook's cells: `parts`, name -> hash of its tree."
-    def __init__(self, library): self.lib, self.parts, self.todo, self.attrs, self.strings, self.modules = library, {}, [], set(), set(), {}
-    def follow(self, module, r):
-        "Queue what one piece of a module refers to."
-        local = {n: (m, t) for i in r.imports for n, m, t in imported(i, module.package)}
-        for name in r.names | set(local):
-            where = local.get(name)
-            if where is None: self.todo.append((module.full, name))
-            elif where[1]: self.todo.append(where)
-        for root, attr in r.chains:
-            target = (local.get(root) or module.imports.get(root) or (None, None))
-            full = f"{target[0]}.{target[1]}" if target[1] else target[0]
-            attr, *deeper = attr.split(".")
-            while full and deeper and self.lib.get(f"{full}.{attr}"): full, attr, *deeper = f"{full}.{attr}", *deeper
-            if full: self.todo.append((full, attr))
-        self.attrs |= r.attrs | r.strings; self.strings |= r.strings
+    def __init__(self, library):
+        self.lib, self.parts, self.todo, self.modules = library, {}, [], {}
+        self.attrs, self.strings = set(), set()
 
-# %% ../../nbs/kit/02_codehash.ipynb #c605d03c
+# %% ../../nbs/kit/02_codehash.ipynb #99248f95
+@patch
+def follow(self: Walk, module, r):
+    "Queue what one piece of a module refers to."
+    local = {n: (m, t) for i in r.imports for n, m, t in imported(i, module.package)}
+    for name in r.names | set(local):
+        where = local.get(name)
+        if where is None: self.todo.append((module.full, name))
+        elif where[1]: self.todo.append(where)
+    for root, attr in r.chains:
+        target = (local.get(root) or module.imports.get(root) or (None, None))
+        full = f"{target[0]}.{target[1]}" if target[1] else target[0]
+        attr, *deeper = attr.split(".")
+        while full and deeper and self.lib.get(f"{full}.{attr}"): full, attr, *deeper = f"{full}.{attr}", *deeper
+        if full: self.todo.append((full, attr))
+    self.attrs |= r.attrs | r.strings; self.strings |= r.strings
+
+# %% ../../nbs/kit/02_codehash.ipynb #23e80012
 @patch
 def enter(self: Walk, full):
     "Make a module known, with those it imports: their patches and registrations count once something calls for them."
@@ -161,14 +194,17 @@ def enter(self: Walk, full):
     self.modules[full] = m
     for module, there in m.imports.values(): self.enter(module); self.enter(f"{module}.{there}")
     for star in m.stars: self.enter(star)
+
+# %% ../../nbs/kit/02_codehash.ipynb #813e0b6e
 @patch
 def take(self: Walk, m, name, node):
     "Count one statement of a module."
     part = f"{m.full}.{name}"
     tree = normal(node)
-    if digest(tree) not in self.parts.setdefault(part, {}): self.parts[part][digest(tree)] = 1; self.follow(m, m.refs(node))
+    if digest(tree) not in self.parts.setdefault(part, {}): self.parts[part][digest(tree)] = 1; self.follow(m,
+        m.refs(node))
 
-# %% ../../nbs/kit/02_codehash.ipynb #f0c43f01
+# %% ../../nbs/kit/02_codehash.ipynb #fdb619c8
 @patch
 def reach(self: Walk, full, name):
     "Count what a name of a module stands for, wherever it was defined."
@@ -181,9 +217,11 @@ def reach(self: Walk, full, name):
         module, there = m.imports[name]
         self.todo.append((module, there) if there else (module, ""))
     else: self.todo += [(star, name) for star in m.stars]
+
+# %% ../../nbs/kit/02_codehash.ipynb #d544ae13
 @patch
 def called_for(self: Walk):
-    "Count patched methods whose name is used, and registered functions whose name stands in a string; True if that was new."
+    "Count patched methods whose name is used and functions registered under a string that is; True if that was new."
     before = len(self.parts)
     for m in list(self.modules.values()):
         for cls, methods in m.patches.items():
@@ -206,36 +244,52 @@ def run(self: Walk):
             if at not in done: done.add(at); self.reach(*at)
         if not self.called_for() and not self.todo: return {k: "+".join(sorted(v)) for k, v in self.parts.items()}
 
-# %% ../../nbs/kit/02_codehash.ipynb #3e9f9618
+# %% ../../nbs/kit/02_codehash.ipynb #b9fecc47
 APART = "test", "hidden", "plot"
+
+# %% ../../nbs/kit/02_codehash.ipynb #6ae3815f
 def _counted(source, tags):
     marks = directives(source)
     return not any(d in marks for d in APART) and marks.get("eval") != "false" and "skip-execution" not in tags
+
+# %% ../../nbs/kit/02_codehash.ipynb #dc28572c
 def _tree(source):
     try: return ast.parse(source)
     except SyntaxError: pass
     from IPython.core.inputtransformer2 import TransformerManager  # magics and shell lines
     try: return ast.parse(TransformerManager().transform_cell(source))
     except SyntaxError: return ast.parse(repr(source) + ".strip")  # no Python: its text counts
-def _records(tree):
-    return any(isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "record" for n in ast.walk(tree))
 
-# %% ../../nbs/kit/02_codehash.ipynb #38f264b8
+# %% ../../nbs/kit/02_codehash.ipynb #5c988445
+def _records(tree):
+    return any(isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "record"
+        for n in ast.walk(tree))
+
+# %% ../../nbs/kit/02_codehash.ipynb #129928e5
 GIVEN = "profile", "seed", "model", "data", "columns"
+
+# %% ../../nbs/kit/02_codehash.ipynb #7136c01f
 def _of_profile(tree, profile):
     "The tree without the other profiles' settings and without the parameters that are hashed apart."
     call = settings_call(tree)
     if call: call.keywords = [k for k in call.keywords if k.arg in (profile, *GIVEN)]
     return tree
+
+# %% ../../nbs/kit/02_codehash.ipynb #3df22032
 def _no_expect(tree):
     "Without the statements `expect(...)`: they show and check numbers, they make none."
-    shows = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, "id", "") == "expect"
+    shows = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, "id",
+        "") == "expect"
     tree.body = [n for n in tree.body if not shows(n)]
     return tree
+
+# %% ../../nbs/kit/02_codehash.ipynb #1f58f9ee
 def _own(tree):
     given = lambda n: isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and n.targets[0].id in GIVEN
     tree.body = [n for n in tree.body if not given(n)]
     return tree
+
+# %% ../../nbs/kit/02_codehash.ipynb #dedfc92a
 def cells(
     nb,      # notebook as a dict
     profile, # of the run
@@ -245,7 +299,7 @@ def cells(
     last = max((i for i, t in enumerate(trees) if _records(t)), default=len(trees) - 1)
     return [_of_profile(_no_expect(t), profile) for t in trees[:last + 1]]
 
-# %% ../../nbs/kit/02_codehash.ipynb #6cb0500a
+# %% ../../nbs/kit/02_codehash.ipynb #77ff2d71
 def walk_from(
     path,       # of the notebook
     parameters, # of the run: profile, seed, model, data, the knobs
@@ -258,17 +312,20 @@ def walk_from(
     walk.modules[here.full] = here
     for module, there in here.imports.values(): walk.enter(module); walk.enter(f"{module}.{there}")
     for t in trees: walk.follow(here, refs(t)._replace(imports=[]))
-    walk.strings |= {x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v]) if isinstance(x, str)}
+    walk.strings |= {x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v])
+        if isinstance(x, str)}
     parts = {f"cell {i}": digest(normal(t)) for i, t in enumerate(trees, 1)} | walk.run()
     return parts, walk.strings
 
-# %% ../../nbs/kit/02_codehash.ipynb #01fe0679
+# %% ../../nbs/kit/02_codehash.ipynb #8619b9a2
 @lru_cache(maxsize=4096)
 def _file_hash(path, size, stamp):
     h = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
+
+# %% ../../nbs/kit/02_codehash.ipynb #8d5a17fa
 def file_hash(
     path, # of a file
 ):
@@ -276,8 +333,10 @@ def file_hash(
     stat = os.stat(path)
     return _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
 
-# %% ../../nbs/kit/02_codehash.ipynb #a1354cd7
+# %% ../../nbs/kit/02_codehash.ipynb #c31cfef4
 WEIGHTS = re.compile(r"(\.safetensors|\.bin|\.model|\.txt|config\.json|tokenizer.*\.json|vocab\.json)$")
+
+# %% ../../nbs/kit/02_codehash.ipynb #aeca4936
 def place_hash(
     place,      # file, folder or any text
     pattern="", # names that count in a folder
@@ -289,13 +348,17 @@ def place_hash(
     files = sorted(f for f in p.rglob("*") if f.is_file() and re.search(pattern, f.name))
     return digest("".join(f"{f.relative_to(p).as_posix()} {file_hash(f)}\n" for f in files))
 
-# %% ../../nbs/kit/02_codehash.ipynb #d8948e95
+# %% ../../nbs/kit/02_codehash.ipynb #8d51cf82
 @lru_cache(maxsize=8)
 def _manifest(stamp): return json.loads((package_folder()/"data/manifest.json").read_text())
+
+# %% ../../nbs/kit/02_codehash.ipynb #062c2c36
 def manifest():
     "The kit's manifest of real data sets, {} where there is none."
     path = package_folder()/"data/manifest.json"
     return _manifest(path.stat().st_mtime_ns) if path.is_file() else {}
+
+# %% ../../nbs/kit/02_codehash.ipynb #17c2632f
 def data_hash(
     name,       # task, set, file or hub id
     columns="", # mapping of columns
@@ -306,7 +369,7 @@ def data_hash(
     files = [(Path(root or "/nowhere", known["folder"], f["file"]), f) for f in known["files"].values()]
     return digest(json.dumps([name, columns, [file_hash(p) if p.is_file() else f.get("sha256") for p, f in files]]))
 
-# %% ../../nbs/kit/02_codehash.ipynb #46aad700
+# %% ../../nbs/kit/02_codehash.ipynb #8e03186f
 def resolved(
     path,       # of the notebook
     parameters, # of the run
@@ -314,6 +377,8 @@ def resolved(
     "Model, data and columns of a run: what was given, else what the profile table says."
     table = profiles(read(path)).get(parameters.get("profile"), {})
     return {k: parameters.get(k) or table.get(k) or "" for k in ("model", "data", "columns")}
+
+# %% ../../nbs/kit/02_codehash.ipynb #6e7846e3
 def hashes_and_parts(
     path,       # of the notebook
     parameters, # of the run
@@ -322,10 +387,13 @@ def hashes_and_parts(
     "({code, model, data}, the code's parts)."
     parts, strings = walk_from(path, parameters, library)
     at, zoo = resolved(path, parameters), package_folder()/"zoo"
-    named = sorted({at["model"], *(s for s in strings if s and s.isascii() and re.fullmatch(r"[\w.-]+", s) and (zoo/s).is_dir())})
+    named = sorted({at["model"], *(s for s in strings if s and s.isascii() and re.fullmatch(r"[\w.-]+", s)
+        and (zoo/s).is_dir())})
     models = [place_hash(str(zoo/m) if m and (zoo/m).is_dir() else m, WEIGHTS.pattern) for m in named]
-    sets = [data_hash(at["data"], at["columns"]), *(data_hash(s) for s in sorted(strings & set(manifest()) - {at["data"]}))]
-    return dict(code=digest(json.dumps(parts, sort_keys=True)), model=digest(" ".join(models)), data=digest(" ".join(sets))), parts
+    sets = [data_hash(at["data"], at["columns"]), *(data_hash(s)
+        for s in sorted(strings & set(manifest()) - {at["data"]}))]
+    return dict(code=digest(json.dumps(parts, sort_keys=True)), model=digest(" ".join(models)),
+        data=digest(" ".join(sets))), parts
 
 # %% ../../nbs/kit/02_codehash.ipynb #3e8491aa
 def hashes(

@@ -7,31 +7,37 @@ Docs: https://slmkit.github.io/slmkit/kit/console.html.md"""
 # %% auto #0
 __all__ = ['headline', 'knobs', 'took', 'Console', 'table']
 
-# %% ../../nbs/kit/06_console.ipynb #074efbb3
+# %% ../../nbs/kit/06_console.ipynb #91335197
 import json, sys, time
+from fastcore.basics import patch
 
-# %% ../../nbs/kit/06_console.ipynb #e85e260f
+# %% ../../nbs/kit/06_console.ipynb #73d07b88
 def headline(
     record, # of a run
 ):
     "The first claim's number, as `rationales-help 0.034`; empty where nothing was recorded."
     name, c = next(iter(record.get("claims", {}).items()), (None, None))
     return f"{name} {c['value']:.3g}" if c else ""
+
+# %% ../../nbs/kit/06_console.ipynb #fccffc12
 def knobs(
     parameters, # of a run
     usual={},   # defaults
 ):
     "The parameters that are not as usual: `rate=0.5`."
     return " ".join(f"{k}={v}" for k, v in parameters.items() if v != usual.get(k))
+
+# %% ../../nbs/kit/06_console.ipynb #106e0ad5
 def took(
     seconds, # or None
 ):
     "Seconds as people say them."
     if seconds is None: return ""
     if seconds < 100: return f"{seconds:.1f} s"
-    return f"{seconds//60:.0f} min {seconds%60:02.0f} s" if seconds < 3600 else f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"
+    if seconds < 3600: return f"{seconds//60:.0f} min {seconds%60:02.0f} s"
+    return f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"
 
-# %% ../../nbs/kit/06_console.ipynb #ba701fff
+# %% ../../nbs/kit/06_console.ipynb #38ab1fd2
 class Console:
     "Tells a person or a script how a batch goes."
     def __init__(self,
@@ -45,70 +51,89 @@ class Console:
         return self
     def __exit__(self, *e):
         if self.bar: self.bar.stop()
-    def begin(self, n, cached):
-        self.n, self.cached, self.begun = n, cached, time.monotonic()
-        if self.bar: self.total = self.bar.add_task(f"[bold]{n} runs[/]" + (f" ({cached} cached)" if cached else ""), total=n, completed=cached, text="")
-    def _open(self):
-        from rich.console import Console as Rich
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        rich = Rich(highlight=False, soft_wrap=True)
-        left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
-        columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), left, TextColumn("[dim]{task.fields[text]}[/]")
-        self.bar = Progress(*columns, console=rich, transient=True, refresh_per_second=5, disable=not rich.is_terminal)
-        self.bar.start()
 
-# %% ../../nbs/kit/06_console.ipynb #deaf5940
-from fastcore.basics import patch
+# %% ../../nbs/kit/06_console.ipynb #e4f1c3e3
+@patch
+def begin(self: Console, n, cached):
+    self.n, self.cached, self.begun = n, cached, time.monotonic()
+    if self.bar: self.total = self.bar.add_task(f"[bold]{n} runs[/]" + (f" ({cached} cached)" if cached else ""),
+        total=n, completed=cached, text="")
+
+# %% ../../nbs/kit/06_console.ipynb #0ec169e4
+@patch
+def _open(self: Console):
+    from rich.console import Console as Rich
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    rich = Rich(highlight=False, soft_wrap=True)
+    left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    text = TextColumn("[dim]{task.fields[text]}[/]")
+    columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), left, text
+    self.bar = Progress(*columns, console=rich, transient=True, refresh_per_second=5, disable=not rich.is_terminal)
+    self.bar.start()
+
+# %% ../../nbs/kit/06_console.ipynb #a4742dc6
 @patch
 def name(self: Console, run):
     "Technique, seed and what varies."
     return f"{run['technique']} seed {run['seed']} {knobs({k: run['parameters'].get(k) for k in self.vary})}".strip()
+
+# %% ../../nbs/kit/06_console.ipynb #638fa764
 @patch
 def started(self: Console, run):
     if self.bar: self.tasks[run["id"]] = self.bar.add_task(f"  [dim]{self.name(run)}[/]", total=None, text="")
+
+# %% ../../nbs/kit/06_console.ipynb #37b4976e
 @patch
 def progress(self: Console, run, e):
     "A cell has started or written a line."
-    if self.bar and run: self.bar.update(self.tasks[run["id"]], total=e["cells"], completed=e["cell"] - 1, text=e["text"].replace("[", "\\[")[:60])
+    if self.bar and run: self.bar.update(self.tasks[run["id"]], total=e["cells"], completed=e["cell"] - 1,
+        text=e["text"].replace("[", "\\[")[:60])
 
-# %% ../../nbs/kit/06_console.ipynb #efdbb43f
+# %% ../../nbs/kit/06_console.ipynb #b61e1ae3
 @patch
 def finished(self: Console, run, record, elsewhere=False):
     "One line."
     if record["status"] != "ok": self.failed.append(record)
     if self.kind == "json": print(json.dumps({k: record.get(k) for k in
-        ("technique", "profile", "seed", "parameters", "status", "error", "seconds", "notebook")} | dict(headline=headline(record))), flush=True)
+        ("technique", "profile", "seed", "parameters", "status", "error", "seconds",
+            "notebook")} | dict(headline=headline(record))), flush=True)
     if not self.bar: return
     good = record["status"] == "ok"
     mark = "[green]ok[/]" if good else f"[red]{record['status']}[/]"
     what = headline(record) if good else (record["error"] or "").replace("[", "\\[")[:100]
-    self.bar.console.print(f"{self.name(run):<44} {took(record['seconds']):>8}  {mark}  {what}{' (by another runner)' if elsewhere else ''}")
+    if elsewhere: what += " (by another runner)"
+    self.bar.console.print(f"{self.name(run):<44} {took(record['seconds']):>8}  {mark}  {what}")
     if run["id"] in self.tasks: self.bar.remove_task(self.tasks.pop(run["id"]))
     self.bar.advance(self.total)
+
+# %% ../../nbs/kit/06_console.ipynb #6417134d
 @patch
 def stopped(self: Console):
     "Ctrl-C."
     if self.kind != "json": print("stopped: the same command does the rest", file=sys.stderr)
 
-# %% ../../nbs/kit/06_console.ipynb #f8f40eda
+# %% ../../nbs/kit/06_console.ipynb #16710b6f
 @patch
 def end(self: Console, batch):
     "The last lines: how many, how long, what failed."
     torn = batch.index.refresh().reader.torn
     if torn: print(f"slmkit: {torn} torn lines in {batch.folder/'records.jsonl'} were left out", file=sys.stderr)
     seconds, failed = time.monotonic() - self.begun, len(self.failed)
-    if self.kind == "json": print(json.dumps(dict(runs=self.n, cached=self.cached, failed=failed, seconds=round(seconds, 1))))
+    if self.kind == "json": print(json.dumps(dict(runs=self.n, cached=self.cached, failed=failed,
+        seconds=round(seconds, 1))))
     if self.kind == "rich":
         ran = self.n - self.cached
-        print(f"{self.n} runs: {ran - failed} done, {self.cached} cached, {failed} failed, in {took(seconds)} → {batch.folder}")
+        counts = f"{ran - failed} done, {self.cached} cached, {failed} failed"
+        print(f"{self.n} runs: {counts}, in {took(seconds)} → {batch.folder}")
     if self.failed and self.kind != "json": print(table(self.failed, batch.folder), file=sys.stderr)
 
-# %% ../../nbs/kit/06_console.ipynb #1f2de6cf
+# %% ../../nbs/kit/06_console.ipynb #0690b01b
 def table(
     records, # of runs
     folder,  # run folder
 ):
     "Failed runs as aligned lines: what, how it failed, where its notebook is."
-    rows = [(r["technique"], f"seed {r['seed']}", r["status"], (r["error"] or "")[:80], f"{folder}/{r['notebook']}" if r["notebook"] else "no notebook") for r in records]
+    rows = [(r["technique"], f"seed {r['seed']}", r["status"], (r["error"] or "")[:80],
+        f"{folder}/{r['notebook']}" if r["notebook"] else "no notebook") for r in records]
     widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[4]]) for row in rows)

@@ -13,11 +13,14 @@ import ctypes, io, itertools, json, os, re, select, signal, sys, time, traceback
 from fastcore.basics import patch
 from ..core.settings import directives, skip_reason
 
-# %% ../../nbs/kit/03_engine.ipynb #1c052793
-STATUSES = dict(ok="done", error="a cell raised an error", syntax="a cell does not parse", timeout="over its time limit",
+# %% ../../nbs/kit/03_engine.ipynb #9ca9ffec
+STATUSES = dict(ok="done", error="a cell raised an error", syntax="a cell does not parse",
+    timeout="over its time limit",
     memory="out of memory", crash="the process died of a signal", exit="the process ended itself", disk="disk full",
-    folder="output folder gone", stopped="stopped by you", changed="code changed while it ran", silent="recorded no claim")
+    folder="output folder gone", stopped="stopped by you", changed="code changed while it ran")
 MEMORY = re.compile(r"MemoryError|OutOfMemory|out of memory|can't allocate memory|Cannot allocate memory")
+
+# %% ../../nbs/kit/03_engine.ipynb #d96acdca
 def classify(
     name,    # of the exception
     text="", # its message
@@ -39,9 +42,9 @@ def ending(
     if code < 0: return "crash", f"the process died of {signal.Signals(-code).name}"
     return "exit", f"the process ended itself with code {code} in the middle of the notebook"
 
-# %% ../../nbs/kit/03_engine.ipynb #78f327f8
+# %% ../../nbs/kit/03_engine.ipynb #c6d2641a
 class Tap(io.TextIOBase):
-    "A text stream that emits what is written to it, line by line (within a line ten times a second): a death loses nothing."
+    "A text stream that emits line by line, within a line ten times a second: a death loses nothing."
     encoding, errors = "utf-8", "replace"
     def __init__(self, name, emit, fd): self.name, self.emit, self.fd, self.held, self.last = name, emit, fd, "", 0
     def writable(self): return True
@@ -54,44 +57,52 @@ class Tap(io.TextIOBase):
         if self.held: self.emit(dict(output_type="stream", name=self.name, text=self.held))
         self.held, self.last = "", time.monotonic()
 
-# %% ../../nbs/kit/03_engine.ipynb #36f98538
-def make_shell(
-    emit, # called with each output, a dict in notebook format
-):
-    "A fresh InteractiveShell with inline figures whose outputs go to `emit`."
-    from IPython.core.displayhook import DisplayHook
-    from IPython.core.displaypub import DisplayPublisher
-    from IPython.core.interactiveshell import InteractiveShell
-    from traitlets.config import Config
-    def sent(o): sys.stdout.flush(); sys.stderr.flush(); emit(o)
-    class Hook(DisplayHook):
-        def write_output_prompt(self): pass
-        def log_output(self, data): pass
-        def write_format_data(self, data, md=None):
-            sent(dict(output_type="execute_result", data=_mime(data), metadata=md or {}, execution_count=self.prompt_count))
-    class Pub(DisplayPublisher):
-        def publish(self, data, metadata=None, *args, transient=None, update=False, **kw):
-            id = (transient or {}).get("display_id")
-            sent(dict(output_type="display_data", data=_mime(data), metadata=metadata or {}, id=id, update=update))
-        def clear_output(self, wait=False): sent(dict(output_type="clear", wait=wait))
-    class Shell(InteractiveShell):
-        displayhook_class, display_pub_class = Hook, Pub
-        def enable_gui(self, gui=None): pass
-        def _showtraceback(self, etype, evalue, stb):
-            sent(dict(output_type="error", ename=etype.__name__, evalue=str(evalue), traceback=list(stb)))
-    return _inline(Shell(config=Config(HistoryManager=dict(enabled=False, hist_file=":memory:"))))
-
-# %% ../../nbs/kit/03_engine.ipynb #8e34c74f
+# %% ../../nbs/kit/03_engine.ipynb #fa37739b
 def _mime(data):
     "Mime data as JSON can hold it: bytes as base64."
     from base64 import b64encode
     return {k: b64encode(v).decode() + "\n" if isinstance(v, bytes) else v for k, v in data.items()}
+
+# %% ../../nbs/kit/03_engine.ipynb #6cad4196
 def _inline(shell):
     "Figures as png at the end of a cell, as under Jupyter."
     shell.display_formatter.active = True
     type(shell)._instance = type(shell).__mro__[1]._instance = shell
     shell.enable_matplotlib("inline")
     return shell
+
+# %% ../../nbs/kit/03_engine.ipynb #ca91479e
+def _hooks(sent):
+    "IPython's classes for results and displays that hand theirs to `sent`."
+    from IPython.core.displayhook import DisplayHook
+    from IPython.core.displaypub import DisplayPublisher
+    class Hook(DisplayHook):
+        def write_output_prompt(self): pass
+        def log_output(self, data): pass
+        def write_format_data(self, data, md=None):
+            o = dict(output_type="execute_result", data=_mime(data), metadata=md or {})
+            sent({**o, "execution_count": self.prompt_count})
+    class Pub(DisplayPublisher):
+        def publish(self, data, metadata=None, *args, transient=None, update=False, **kw):
+            id = (transient or {}).get("display_id")
+            sent(dict(output_type="display_data", data=_mime(data), metadata=metadata or {}, id=id, update=update))
+        def clear_output(self, wait=False): sent(dict(output_type="clear", wait=wait))
+    return Hook, Pub
+
+# %% ../../nbs/kit/03_engine.ipynb #43c3dbcd
+def make_shell(
+    emit, # called with each output, a dict in notebook format
+):
+    "A fresh InteractiveShell with inline figures whose outputs go to `emit`, after the text written before them."
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+    def sent(o): sys.stdout.flush(); sys.stderr.flush(); emit(o)
+    class Shell(InteractiveShell):
+        displayhook_class, display_pub_class = _hooks(sent)
+        def enable_gui(self, gui=None): pass
+        def _showtraceback(self, etype, evalue, stb):
+            sent(dict(output_type="error", ename=etype.__name__, evalue=str(evalue), traceback=list(stb)))
+    return _inline(Shell(config=Config(HistoryManager=dict(enabled=False, hist_file=":memory:"))))
 
 # %% ../../nbs/kit/03_engine.ipynb #59c9f843
 def skipped(
@@ -123,23 +134,28 @@ def run_cells(
         if failed: return isinstance(error, SystemExit) and not error.code  # sys.exit(0) ends a notebook well
     return True
 
-# %% ../../nbs/kit/03_engine.ipynb #3f6baf10
+# %% ../../nbs/kit/03_engine.ipynb #676a3463
 def account():
     "Facts about this process at the end of its run, as a dict."
     out, torch, core = {}, sys.modules.get("torch"), sys.modules.get("slmkit.core.settings")
     cfg = core and core.current.cfg
-    if cfg: out["cfg"] = {k: v for k, v in vars(cfg).items() if k in ("model", "data", "columns") and isinstance(v, str)}
+    if cfg: out["cfg"] = {k: v for k, v in vars(cfg).items() if k in ("model", "data", "columns")
+        and isinstance(v, str)}
     if torch:
         out["hardware"] = core.hardware()
         if torch.cuda.is_initialized(): out["peak_gpu_mb"] = round(torch.cuda.max_memory_reserved()/2**20)
     return out
 
-# %% ../../nbs/kit/03_engine.ipynb #2bacd270
+# %% ../../nbs/kit/03_engine.ipynb #8cb50068
 def reseed():
     "Fresh random state in a forked child: without it every child would draw the same numbers."
     import random; random.seed()
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed(int.from_bytes(os.urandom(4), "little"))
-    if "torch" in sys.modules: sys.modules["torch"].default_generator.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
+        sys.modules["torch"].set_num_threads(1)  # here, before two threads of the child meet at torch's pool
+
+# %% ../../nbs/kit/03_engine.ipynb #9f7c89f4
 def die_with_parent(
     parent, # its process id
 ):
@@ -147,14 +163,15 @@ def die_with_parent(
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent: os._exit(1)
 
-# %% ../../nbs/kit/03_engine.ipynb #d5a42f39
+# %% ../../nbs/kit/03_engine.ipynb #46848b54
 def _child(cells, pipe, parent):
     "The forked child: run the cells, tell everything through the pipe, never return."
     try:
         os.setpgid(0, 0); die_with_parent(parent)
         for s in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD): signal.signal(s, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler); signal.set_wakeup_fd(-1)
-        if os.path.exists("/proc/self/clear_refs"): open("/proc/self/clear_refs", "w").write("5")  # peak memory starts here
+        if os.path.exists("/proc/self/clear_refs"): open("/proc/self/clear_refs",
+            "w").write("5")  # peak memory starts here
         def tell(m): _write(pipe, json.dumps(m, default=str).encode() + b"\n")
         def emit(o): tell(dict(output=o))
         sys.stdout, sys.stderr = Tap("stdout", emit, 1), Tap("stderr", emit, 2)
@@ -165,10 +182,12 @@ def _child(cells, pipe, parent):
         os._exit(0)
     except BaseException:
         os.write(2, traceback.format_exc().encode()); os._exit(70)
+
+# %% ../../nbs/kit/03_engine.ipynb #119582ca
 def _write(fd, data):
     while data: data = data[os.write(fd, data):]
 
-# %% ../../nbs/kit/03_engine.ipynb #4faa12f2
+# %% ../../nbs/kit/03_engine.ipynb #7d30b513
 def add_output(
     outputs, # of a cell, changed in place
     o,       # message of the shell
@@ -178,7 +197,8 @@ def add_output(
     import nbformat
     kind, last = o["output_type"], outputs[-1] if outputs else None
     if kind == "clear": outputs.clear()
-    elif kind == "stream" and last and last.output_type == "stream" and last.name == o["name"]: last.text = _redrawn(last.text, o["text"])
+    elif kind == "stream" and last and (last.output_type, last.get("name")) == ("stream", o["name"]):
+        last.text = _redrawn(last.text, o["text"])
     elif kind == "stream": outputs.append(nbformat.from_dict({**o, "text": _redrawn("", o["text"])}))
     elif o.get("update"):
         for old in (shown or {}).get(o["id"], ()): old.data = nbformat.from_dict(o["data"])
@@ -194,21 +214,32 @@ def _redrawn(old, new):
     last = lambda l: l[l.rstrip("\r").rfind("\r") + 1:]
     return before + newline + "\n".join(map(last, (line + new).split("\n")))
 
-# %% ../../nbs/kit/03_engine.ipynb #9c0fb197
+# %% ../../nbs/kit/03_engine.ipynb #96cb35cd
 class Follower:
     "Keeps a papermill notebook up to date with the messages of a child."
     def __init__(self, man, observe):
-        self.man, self.observe, self.at, self.result, self.since, self.text, self.shown = man, observe, None, None, None, [], {}
-    def cell(self): return self.man.nb.cells[self.at]
-    def settle(self):
-        "Move the text that has come in into the cell: joined at once, since a loop may print a hundred thousand lines."
-        for name, group in itertools.groupby(self.text if self.at is not None else [], lambda o: o["name"]):
-            add_output(self.cell().outputs, dict(output_type="stream", name=name, text="".join(o["text"] for o in group)))
-        self.text = []
-    def take(self, m):
-        if m.get("output", {}).get("output_type") == "stream": self.text.append(m["output"])
-        else: self.settle(); self._take(m)
-        self.observe(m, self)
+        self.man, self.observe, self.text, self.shown = man, observe, [], {}
+        self.at = self.result = self.since = None  # cell, last message, when the cell began
+
+# %% ../../nbs/kit/03_engine.ipynb #e287ed10
+@patch
+def cell(self: Follower): return self.man.nb.cells[self.at]
+
+# %% ../../nbs/kit/03_engine.ipynb #9053c2f6
+@patch
+def settle(self: Follower):
+    "Move the text that has come in into the cell: joined at once, since a loop may print a hundred thousand lines."
+    for name, group in itertools.groupby(self.text if self.at is not None else [], lambda o: o["name"]):
+        add_output(self.cell().outputs, dict(output_type="stream", name=name,
+            text="".join(o["text"] for o in group)))
+    self.text = []
+
+# %% ../../nbs/kit/03_engine.ipynb #6ecd8200
+@patch
+def take(self: Follower, m):
+    if m.get("output", {}).get("output_type") == "stream": self.text.append(m["output"])
+    else: self.settle(); self._take(m)
+    self.observe(m, self)
 
 # %% ../../nbs/kit/03_engine.ipynb #da6ad1c8
 @patch
@@ -236,7 +267,7 @@ def stamp(self: Follower,
     add_output(self.cell().outputs, dict(output_type="error", ename=status, evalue=why, traceback=[f"{status}: {why}"]))
     self.man.cell_exception(self.cell(), self.at); self.man.cell_complete(self.cell(), self.at)
 
-# %% ../../nbs/kit/03_engine.ipynb #a55e83ef
+# %% ../../nbs/kit/03_engine.ipynb #f371400e
 def follow(
     pid,  # of the child
     pipe, # read end
@@ -247,23 +278,28 @@ def follow(
 ):
     "Read messages until the child is done or gone; gives None or (status, sentence) of a death."
     rest, begun, why = b"", time.monotonic(), None
-    while True:
-        ready = select.select([pipe], [], [], .5)[0]
-        data = os.read(pipe, 1 << 20) if ready else None
+    while not (why or f.result):
+        data = os.read(pipe, 1 << 20) if select.select([pipe], [], [], .5)[0] else None
         if data == b"" or data is None and _ended(pid): break  # a process that it left behind may hold the pipe
         *lines, rest = (rest + data).split(b"\n") if data else (rest,)
         for line in lines: f.take(json.loads(line))
         if lines: f.settle(); f.man.autosave_cell()
-        if f.result: break
-        now = time.monotonic()
-        if stopped(): why = "stopped", "stopped by you"
-        elif timeout and now - begun > timeout: why = "timeout", f"not done after {timeout:g} s, the limit of a run"
-        elif cell_timeout and f.since and now - f.since > cell_timeout: why = "timeout", f"cell not done after {cell_timeout:g} s"
-        if why: break
-    return _reap(pid, why, f)
+        why = _overdue(f, begun, cell_timeout, timeout, stopped)
+    return _reap(pid, None if f.result else why, f)
 
-# %% ../../nbs/kit/03_engine.ipynb #2f2be18c
+# %% ../../nbs/kit/03_engine.ipynb #92115e60
+def _overdue(f, begun, cell_timeout, timeout, stopped):
+    "Why a run must end now, or None."
+    now = time.monotonic()
+    if stopped(): return "stopped", "stopped by you"
+    if timeout and now - begun > timeout: return "timeout", f"not done after {timeout:g} s, the limit of a run"
+    if cell_timeout and f.since and now - f.since > cell_timeout:
+        return "timeout", f"cell not done after {cell_timeout:g} s"
+
+# %% ../../nbs/kit/03_engine.ipynb #c22600c2
 def _ended(pid): return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+# %% ../../nbs/kit/03_engine.ipynb #2d687a9b
 def _reap(pid, why, f):
     "Wait for the child and what it started; the death's status and sentence, or None where it finished."
     grace = time.monotonic() + (0 if why else 10)
@@ -276,23 +312,27 @@ def _reap(pid, why, f):
     f.usage = dict(cpu_seconds=round(usage.ru_utime + usage.ru_stime, 2), peak_mb=round(usage.ru_maxrss/2**10))
     return why or (None if f.result else ending(os.waitstatus_to_exitcode(status)))
 
-# %% ../../nbs/kit/03_engine.ipynb #3d749f7a
+# %% ../../nbs/kit/03_engine.ipynb #3a68c451
 def _warm_engine():
     from papermill.engines import Engine, NBClientEngine
     class WarmEngine(Engine):
-        "Papermill engine `slmkit`: cells in a forked child; without fork papermill's own, with immediate shutdown of the kernel."
+        "Papermill engine `slmkit`: cells in a forked child; without fork papermill's own, quickly shut down."
         @classmethod
-        def execute_managed_notebook(cls, man, kernel_name, execution_timeout=None, run_timeout=None, observe=lambda m, f: None,
+        def execute_managed_notebook(cls, man, kernel_name, execution_timeout=None, run_timeout=None,
+            observe=lambda m, f: None,
                                      stopped=lambda: False, **kw):
-            if not hasattr(os, "fork"): return NBClientEngine.execute_managed_notebook(man, kernel_name, execution_timeout=execution_timeout,
+            if not hasattr(os, "fork"): return NBClientEngine.execute_managed_notebook(man, kernel_name,
+                execution_timeout=execution_timeout,
                 shutdown_kernel="immediate", **{k: v for k, v in kw.items() if k != "log_output"})
             return execute(man, execution_timeout, run_timeout, observe, stopped)
     return WarmEngine
+
+# %% ../../nbs/kit/03_engine.ipynb #957fdd94
 def __getattr__(name):
     if name != "WarmEngine": raise AttributeError(name)
     return globals().setdefault(name, _warm_engine())
 
-# %% ../../nbs/kit/03_engine.ipynb #802cf52e
+# %% ../../nbs/kit/03_engine.ipynb #57c344af
 def execute(
     man,          # papermill's NotebookExecutionManager
     cell_timeout, # seconds or None
@@ -302,7 +342,7 @@ def execute(
 ):
     "Run the notebook in a fork of this process; its failure, if any, is in the notebook, where papermill looks for it."
     torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized(): raise RuntimeError("CUDA was used before the fork: a child could not use it")
+    if torch and torch.cuda.is_initialized(): raise RuntimeError("CUDA was used before the fork: no child could use it")
     r, w = os.pipe(); parent = os.getpid()
     sys.stdout.flush(); sys.stderr.flush()
     pid = os.fork()

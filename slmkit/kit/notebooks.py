@@ -15,9 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from ..core.settings import KitError, nearest, directives, project_root
 
-# %% ../../nbs/kit/01_notebooks.ipynb #140562f3
+# %% ../../nbs/kit/01_notebooks.ipynb #7dd0cdf1
 @lru_cache(maxsize=1024)
 def _load(path, stamp): return json.loads(Path(path).read_text(encoding="utf-8"))
+
+# %% ../../nbs/kit/01_notebooks.ipynb #2b8285b1
 def read(
     path, # of a notebook
 ):
@@ -31,15 +33,18 @@ def read(
     except (ValueError, KeyError, TypeError, AssertionError):
         raise KitError(f"{path} is not a notebook (no JSON with cells): restore it, for example with git checkout")
 
-# %% ../../nbs/kit/01_notebooks.ipynb #8d275f0c
+# %% ../../nbs/kit/01_notebooks.ipynb #714da91b
 def sources(
     nb, # notebook as a dict
 ):
     "Text and tags of every code cell."
-    return [("".join(c["source"]), tuple(c["metadata"].get("tags", ()))) for c in nb["cells"] if c["cell_type"] == "code"]
+    return [("".join(c["source"]), tuple(c["metadata"].get("tags", ()))) for c in nb["cells"]
+        if c["cell_type"] == "code"]
 
-# %% ../../nbs/kit/01_notebooks.ipynb #1fd1b1c5
+# %% ../../nbs/kit/01_notebooks.ipynb #838ddd3c
 NO_TECHNIQUES = "core", "kit", "field" # families that hold tools and pages
+
+# %% ../../nbs/kit/01_notebooks.ipynb #52a3804b
 def techniques(
     root=None, # the project; None = found from here
 ):
@@ -48,7 +53,7 @@ def techniques(
     found = sorted(root.glob("nbs/*/[0-9]*_*.ipynb"))
     return {f"{p.parent.name}/{p.stem.partition('_')[2]}": p for p in found if p.parent.name not in NO_TECHNIQUES}
 
-# %% ../../nbs/kit/01_notebooks.ipynb #79415c4c
+# %% ../../nbs/kit/01_notebooks.ipynb #e8b9506e
 def find(
     name,      # family/technique, technique alone, or the path of a notebook
     root=None, # the project; None = found from here
@@ -60,7 +65,7 @@ def find(
     short = [k for k in known if name in (k, k.rpartition("/")[2])]
     if len(short) == 1: return short[0], known[short[0]]
     if short: raise KitError(f"{name!r} is in several families: say {' or '.join(short)}")
-    if not known: raise KitError(f"no technique {name!r} here: run inside a clone of slmkit, or give the path of a notebook")
+    if not known: raise KitError(f"no technique {name!r} here: run inside a clone of slmkit, or give a notebook's path")
     raise KitError(f"no technique {name!r}{nearest(name, [*known, *(k.rpartition('/')[2] for k in known)])}")
 
 # %% ../../nbs/kit/01_notebooks.ipynb #2268c5b7
@@ -78,43 +83,51 @@ class Parameter:
     @property
     def kind(self): return type(self.default).__name__
 
-# %% ../../nbs/kit/01_notebooks.ipynb #93cf394e
+# %% ../../nbs/kit/01_notebooks.ipynb #c7b5f60f
 def _comments(source):
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+
+# %% ../../nbs/kit/01_notebooks.ipynb #4bf40355
 def _parameter(node, comments):
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     if len(targets) != 1 or not isinstance(targets[0], ast.Name) or node.value is None: raise ValueError
     return Parameter(targets[0].id, ast.literal_eval(node.value), comments.get(node.end_lineno, ""))
 
-# %% ../../nbs/kit/01_notebooks.ipynb #077d5f22
+# %% ../../nbs/kit/01_notebooks.ipynb #4ba26fd7
 def parameters(
     nb,      # notebook as a dict
     name="this notebook", # for messages
 ):
-    "Name -> `Parameter` from the cell tagged `parameters`. KitError where there is no such cell or it holds more than plain values."
+    "Name -> `Parameter` from the cell tagged `parameters`. KitError without it or with more in it than values."
     cells = [s for s, tags in sources(nb) if "parameters" in tags]
-    if not cells: raise KitError(f"{name} has no code cell tagged `parameters`: tag the cell that sets profile and seed")
+    if not cells: raise KitError(f"{name} has no code cell tagged `parameters`: tag the one that sets profile and seed")
     try:
         found = [_parameter(n, _comments(cells[0])) for n in ast.parse(cells[0]).body]
     except (ValueError, SyntaxError, AttributeError, tokenize.TokenError):
         raise KitError(f"{name}: its parameters cell may only hold lines `name = plain value`") from None
     return {p.name: p for p in found}
 
-# %% ../../nbs/kit/01_notebooks.ipynb #b38809c5
+# %% ../../nbs/kit/01_notebooks.ipynb #7da44772
 WORDS = dict(true=True, yes=True, on=True, false=False, no=False, off=False) | {"1": True, "0": False}
+
+# %% ../../nbs/kit/01_notebooks.ipynb #839627b4
 def _literal(text, kind):
     value = ast.literal_eval(text)
     if not isinstance(value, kind): raise ValueError
     return value
+
+# %% ../../nbs/kit/01_notebooks.ipynb #a58342ac
 def _number(text):
     if float(text) != int(float(text)): raise ValueError  # 1e3 is an int, 0.5 is not
     return int(text) if text.lstrip("+-").isdigit() else int(float(text))
 
-# %% ../../nbs/kit/01_notebooks.ipynb #42dd3cb6
+# %% ../../nbs/kit/01_notebooks.ipynb #dfb530e4
 def _maybe(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
+
+# %% ../../nbs/kit/01_notebooks.ipynb #de9d26d9
 READ = dict(bool=lambda t: WORDS[t.lower()], int=_number, float=float, str=str, list=lambda t: _literal(t, list),
             tuple=lambda t: _literal(t, tuple), dict=lambda t: _literal(t, dict), NoneType=_maybe)
 
@@ -174,25 +187,29 @@ def grid(
     "Every combination, as dicts."
     return [dict(zip(sweeps, vs)) for vs in itertools.product(*sweeps.values())]
 
-# %% ../../nbs/kit/01_notebooks.ipynb #01b10c15
+# %% ../../nbs/kit/01_notebooks.ipynb #6287760a
 def _plain(node):
     try: return ast.literal_eval(node)
     except ValueError: return None
+
+# %% ../../nbs/kit/01_notebooks.ipynb #38ddbc48
 def _table(node):
     if isinstance(node, ast.Call): return {k.arg: _plain(k.value) for k in node.keywords if k.arg}
     return node and isinstance(_plain(node), dict) and _plain(node) or {}
 
-# %% ../../nbs/kit/01_notebooks.ipynb #7fbc7fb4
+# %% ../../nbs/kit/01_notebooks.ipynb #d059ffa7
 def settings_call(
     tree, # ast of a cell
 ):
     "The call of `settings` in it, or None."
     calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))
     return next((n for n in calls if n.func.id == "settings" and n.args), None)
+
+# %% ../../nbs/kit/01_notebooks.ipynb #32b2a68a
 def profiles(
     nb, # notebook as a dict
 ):
-    "Profile -> its knobs, from the notebook's call of `settings`; what is no plain value is None. {} where there is no call."
+    "Profile -> its knobs, from the notebook's call of `settings`; what is no plain value is None."
     for source, _ in sources(nb):
         try: call = "settings(" in source and settings_call(ast.parse(source))
         except SyntaxError: continue

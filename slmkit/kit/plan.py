@@ -28,14 +28,14 @@ def seeds(
         out += range(int(m[1]), int(m[2] or m[1]) + 1)
     return list(dict.fromkeys(out))
 
-# %% ../../nbs/kit/06_plan.ipynb #a7b20ab6
+# %% ../../nbs/kit/06_plan.ipynb #6f25dbef
 def build_seeds(text):
     "Seeds for `run`. KitError for those that only `confirm` may use."
     found = seeds(text)
-    if any(s >= 100 for s in found): raise KitError(f"--seeds {text}: seeds from 100 on belong to `slmkit confirm`, which looks once")
+    if any(s >= 100 for s in found): raise KitError(f"--seeds {text}: from 100 on they belong to `slmkit confirm`")
     return found
 
-# %% ../../nbs/kit/06_plan.ipynb #95bcd182
+# %% ../../nbs/kit/06_plan.ipynb #22e87f6a
 def chosen(
     names,     # techniques as typed
     all=False, # every technique
@@ -46,12 +46,18 @@ def chosen(
     known = techniques(root)
     if family and family not in {k.partition("/")[0] for k in known}:
         raise KitError(f"--family {family}: no techniques{nearest(family, {k.partition('/')[0] for k in known})}")
-    found = [find(n, root) for n in names or ()] + [(k, p) for k, p in known.items() if all or family and k.startswith(family + "/")]
-    if not found: raise KitError(f"name a technique, --family or --all{nearest('', [k.rpartition('/')[2] for k in known])}")
+    found = [find(n, root) for n in names or ()] + [(k, p) for k,
+        p in known.items() if all or family and k.startswith(family + "/")]
+    short = [k.rpartition("/")[2] for k in known]
+    if not found: raise KitError(f"name a technique, --family or --all{nearest('', short)}")
     return list(dict.fromkeys(found))
 
-# %% ../../nbs/kit/06_plan.ipynb #3dc251b0
-def _place(value): return str(Path(value).expanduser().resolve()) if value and Path(value).expanduser().exists() else value
+# %% ../../nbs/kit/06_plan.ipynb #27ec4261
+def _place(value):
+    path = Path(value or ".").expanduser()
+    return str(path.resolve()) if value and path.exists() else value
+
+# %% ../../nbs/kit/06_plan.ipynb #60f3e361
 def profile_of(
     nb,      # notebook as a dict
     profile, # wanted
@@ -63,23 +69,28 @@ def profile_of(
     if have and profile not in have: raise KitError(f"{name} has no profile {profile!r}{nearest(profile, have)}")
     return profile
 
-# %% ../../nbs/kit/06_plan.ipynb #8f65e6c9
+# %% ../../nbs/kit/06_plan.ipynb #cd6194d0
 @lru_cache(maxsize=4096)
 def _look(path, stamps, texts):
     texts = json.loads(texts)
     return *hashes_and_parts(path, texts), resolved(path, texts)
+
+# %% ../../nbs/kit/06_plan.ipynb #a7ecde11
 @lru_cache(maxsize=2)
 def _library(second): return max((p.stat().st_mtime_ns for p in package_folder().rglob("*.py")), default=0)
+
+# %% ../../nbs/kit/06_plan.ipynb #a122b4a6
 def look(
     path,   # of the notebook
     values, # every parameter
 ):
     "(hashes, parts of the code, resolved model, data and columns), from memory while notebook and library stay."
-    texts = {k: v for k, v in values.items() if isinstance(v, str) or isinstance(v, (list, tuple)) and any(isinstance(x, str) for x in v)}
+    texts = {k: v for k, v in values.items() if isinstance(v, str) or isinstance(v, (list, tuple))
+        and any(isinstance(x, str) for x in v)}
     stamps = Path(path).stat().st_mtime_ns, _library(int(time.monotonic()))
     return _look(str(path), stamps, json.dumps(texts, sort_keys=True))
 
-# %% ../../nbs/kit/06_plan.ipynb #f7f4e4ff
+# %% ../../nbs/kit/06_plan.ipynb #7e80dac3
 def settings_of(
     name,      # of the technique
     path,      # of its notebook
@@ -88,18 +99,21 @@ def settings_of(
     sweeps,    # name -> list of texts
     places,    # dict(model=, data=, columns=)
 ):
-    "One dict per combination of the sweeps: every parameter but the seed, with its type. KitError for what doesn't fit."
+    "One dict per combination of the sweeps: every parameter with its type. KitError for what doesn't fit."
     nb = read(path); params = parameters(nb, name)
     if both := set(given) & set(sweeps): raise KitError(f"{both.pop()} is given by -p and by --sweep: use one")
     given = {**given, **{k: v for k, v in places.items() if v}, "profile": profile_of(nb, profile, name)}
-    if "profile" not in params or "seed" not in params: raise KitError(f"{name}: its parameters cell must set profile and seed")
+    if not {"profile", "seed"} <= set(params): raise KitError(f"{name}: its parameters cell must set profile and seed")
     typed = validate(given, params, name)
     for k in sweeps: validate({k: sweeps[k][0]}, params, name)
-    return [{**{k: p.default for k, p in params.items()}, **typed, **{k: convert(v, params[k]) for k, v in combo.items()}}
+    return [{**{k: p.default for k, p in params.items()}, **typed,
+        **{k: convert(v, params[k]) for k, v in combo.items()}}
             for combo in grid(sweeps)]
 
-# %% ../../nbs/kit/06_plan.ipynb #1b2f85bf
+# %% ../../nbs/kit/06_plan.ipynb #3de2c3ce
 APART = "profile", "seed", "model", "data", "columns"
+
+# %% ../../nbs/kit/06_plan.ipynb #e98c9c69
 def plan(
     wanted,   # list of (name, path) of `chosen`
     profile,  # of all runs
@@ -108,7 +122,7 @@ def plan(
     sweeps={}, # --sweep name -> "a,b,c"
     **places, # model=, data=, columns=
 ):
-    "The runs in order, technique by technique, as dicts. KitError for anything that doesn't fit, before anything starts."
+    "The runs in order, technique by technique, as dicts. KitError for what doesn't fit, before anything starts."
     places, out = {k: _place(v) for k, v in places.items()}, {}
     sweeps = {k: split_values(v) if isinstance(v, str) else v for k, v in sweeps.items()}
     for name, path in wanted:
@@ -118,7 +132,7 @@ def plan(
                 out[run["id"]] = run
     return list(out.values())
 
-# %% ../../nbs/kit/06_plan.ipynb #33b74957
+# %% ../../nbs/kit/06_plan.ipynb #743e880b
 def one(
     name,   # of the technique
     path,   # of its notebook
@@ -126,8 +140,10 @@ def one(
 ):
     "One run as a dict."
     code, parts, at = look(path, values)
-    run = dict(technique=name, profile=values["profile"], seed=values["seed"], path=str(path), given=values, hashes=code, parts=parts,
-        parameters={k: v for k, v in values.items() if k not in APART}, model=at["model"], data=at["data"], columns=at["columns"])
+    run = dict(technique=name, profile=values["profile"], seed=values["seed"], path=str(path), given=values,
+        hashes=code, parts=parts,
+        parameters={k: v for k, v in values.items()
+            if k not in APART}, model=at["model"], data=at["data"], columns=at["columns"])
     run["id"] = f"{name.replace('/', '.')}.{run['profile']}.{run['seed']}.{key(run)[:8]}"
     return run
 

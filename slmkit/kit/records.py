@@ -8,11 +8,12 @@ Docs: https://slmkit.github.io/slmkit/kit/records.html.md"""
 __all__ = ['PACKAGES', 'append', 'Reader', 'versions', 'key', 'stratum_difference', 'Index', 'lookup', 'reading', 'commit',
            'environment_file', 'whole', 'lock', 'unlock']
 
-# %% ../../nbs/kit/05_records.ipynb #cdab18fe
+# %% ../../nbs/kit/05_records.ipynb #3d22ecf7
 import hashlib, json, os, platform, subprocess, sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from fastcore.basics import patch
 try: import fcntl
 except ImportError: fcntl = None  # Windows: one runner at a time
 
@@ -34,25 +35,33 @@ def append(
         except OSError: os.ftruncate(fd, size); raise
     finally: os.close(fd)
 
-# %% ../../nbs/kit/05_records.ipynb #18193ebd
+# %% ../../nbs/kit/05_records.ipynb #23142a06
 class Reader:
-    "Reads a growing records.jsonl: `new()` gives what was added since the last call; `torn` counts lines that were no records."
+    "Reads a growing records.jsonl: `new()` gives what was added, `torn` counts lines that were no records."
     def __init__(self, path): self.path, self.at, self.torn = Path(path), 0, 0
-    def new(self):
-        if not self.path.exists(): return []
-        with open(self.path, "rb") as f: f.seek(self.at); data = f.read()
-        whole, newline, _ = data.rpartition(b"\n")  # a last line without its end is being written, or was torn
-        self.at += len(whole) + len(newline)
-        return [r for r in map(self._parse, whole.split(b"\n")) if r]
-    def _parse(self, line):
-        if not line.strip(): return None
-        try: record = json.loads(line)
-        except ValueError: record = None
-        if isinstance(record, dict) and {"technique", "seed", "status"} <= set(record): return record
-        self.torn += 1
 
-# %% ../../nbs/kit/05_records.ipynb #f7ef4d5a
+# %% ../../nbs/kit/05_records.ipynb #ebf3ef8e
+@patch
+def new(self: Reader):
+    if not self.path.exists(): return []
+    with open(self.path, "rb") as f: f.seek(self.at); data = f.read()
+    whole, newline, _ = data.rpartition(b"\n")  # a last line without its end is being written, or was torn
+    self.at += len(whole) + len(newline)
+    return [r for r in map(self._parse, whole.split(b"\n")) if r]
+
+# %% ../../nbs/kit/05_records.ipynb #f196691e
+@patch
+def _parse(self: Reader, line):
+    if not line.strip(): return None
+    try: record = json.loads(line)
+    except ValueError: record = None
+    if isinstance(record, dict) and {"technique", "seed", "status"} <= set(record): return record
+    self.torn += 1
+
+# %% ../../nbs/kit/05_records.ipynb #3f5d32c0
 PACKAGES = "torch", "transformers", "tokenizers", "datasets", "numpy"
+
+# %% ../../nbs/kit/05_records.ipynb #af994aba
 @cache
 def versions():
     "Versions that a number may depend on."
@@ -70,7 +79,7 @@ def key(
     what = [run[k] for k in ("technique", "profile", "seed", "parameters", "hashes")]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-# %% ../../nbs/kit/05_records.ipynb #7721754f
+# %% ../../nbs/kit/05_records.ipynb #da3c9a11
 def stratum_difference(
     record,   # of an earlier run
     hardware, # function without arguments: this machine's class; asked only where it matters
@@ -79,19 +88,27 @@ def stratum_difference(
     here, there = versions(), record.get("versions", {})
     for p in PACKAGES:
         if here.get(p) != there.get(p): return f"{p} {there.get(p)} then, {here.get(p)} now"
-    if record.get("hardware") and record["hardware"] != hardware(): return f"{record['hardware']} then, {hardware()} now"
+    was = record.get("hardware")
+    if was and was != hardware(): return f"{was} then, {hardware()} now"
 
-# %% ../../nbs/kit/05_records.ipynb #3370967f
+# %% ../../nbs/kit/05_records.ipynb #f657ce13
 class Index:
     "The records of a run folder by key, and by what they are apart from their hashes."
     def __init__(self, folder): self.reader, self.by_key, self.by_name = Reader(Path(folder)/"records.jsonl"), {}, {}
-    def refresh(self):
-        "Take in what was appended meanwhile, by this process or another."
-        for r in self.reader.new():
-            self.by_key.setdefault(key(r), []).append(r)
-            self.by_name[self._name(r)] = r
-        return self
-    def _name(self, r): return json.dumps([r[k] for k in ("technique", "profile", "seed", "parameters")], sort_keys=True, default=str)
+
+# %% ../../nbs/kit/05_records.ipynb #d3e7a490
+@patch
+def refresh(self: Index):
+    "Take in what was appended meanwhile, by this process or another."
+    for r in self.reader.new():
+        self.by_key.setdefault(key(r), []).append(r)
+        self.by_name[self._name(r)] = r
+    return self
+
+# %% ../../nbs/kit/05_records.ipynb #da12f883
+@patch
+def _name(self: Index, r): return json.dumps([r[k] for k in ("technique", "profile", "seed", "parameters")],
+    sort_keys=True, default=str)
 
 # %% ../../nbs/kit/05_records.ipynb #caae9d82
 def lookup(
@@ -121,25 +138,27 @@ def reading(
     reader = Reader(Path(folder)/"records.jsonl")
     return reader.new(), reader.torn
 
-# %% ../../nbs/kit/05_records.ipynb #1b941d26
+# %% ../../nbs/kit/05_records.ipynb #f5267957
 @cache
 def commit(
     root, # the project
 ):
     "Commit of the project, with `+` where files differ from it; None outside git."
     def git(*a): return subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=20)
-    try: head, dirty = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "-uno", "--", "nbs", "slmkit")
+    try: head, dirty = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "-uno", "--", "nbs",
+        "slmkit")
     except (OSError, subprocess.TimeoutExpired): return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
-# %% ../../nbs/kit/05_records.ipynb #5b1a6674
+# %% ../../nbs/kit/05_records.ipynb #365757e2
 @cache
 def environment_file(
     folder, # run folder
 ):
     "Write every installed package with its version into `environments/`, once per state; gives the file's name."
     packages = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    text = json.dumps(dict(python=sys.version, platform=platform.platform(), packages=packages), indent=1, sort_keys=True)
+    text = json.dumps(dict(python=sys.version, platform=platform.platform(), packages=packages), indent=1,
+        sort_keys=True)
     path = Path(folder, "environments", hashlib.sha256(text.encode()).hexdigest()[:12] + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists(): whole(path, text)
@@ -155,7 +174,7 @@ def whole(
     temp.write_text(text, encoding="utf-8")
     os.replace(temp, path)
 
-# %% ../../nbs/kit/05_records.ipynb #2e682275
+# %% ../../nbs/kit/05_records.ipynb #040aea8a
 def lock(
     path, # of the lock file
 ):
@@ -169,6 +188,8 @@ def lock(
             if os.fstat(f.fileno()).st_ino == os.stat(path).st_ino: return f
         except FileNotFoundError: pass  # its last holder removed it while we waited
         f.close()
+
+# %% ../../nbs/kit/05_records.ipynb #c4a12033
 def unlock(
     f, # of `lock`
 ):

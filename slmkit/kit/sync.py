@@ -7,8 +7,9 @@ Docs: https://slmkit.github.io/slmkit/kit/sync.html.md"""
 # %% auto #0
 __all__ = ['MARKERS', 'FAMILIES', 'TECHNIQUES', 'INITS', 'NEEDS', 'strip_markers', 'project', 'notebooks', 'load', 'title',
            'write', 'sidebar', 'readme', 'texts', 'clean', 'packages', 'modules', 'sync', 'code_lines', 'quote',
-           'cell_problems', 'order_problems', 'exercise_problems', 'name_problems', 'technique_problems',
-           'module_problems', 'stray_problems', 'notebook_problems', 'work_problems', 'check', 'new', 'verbs']
+           'cell_problems', 'order_problems', 'exercise_problems', 'name_problems', 'comment_problems',
+           'technique_problems', 'module_problems', 'stray_problems', 'notebook_problems', 'work_problems', 'check',
+           'new', 'verbs']
 
 # %% ../../nbs/kit/00_sync.ipynb #f95e1789
 import ast, json, keyword, os, re, statistics
@@ -106,15 +107,18 @@ def readme(
             out.append(f"```python\n{source}\n```")
     return "\n\n".join(out) + "\n"
 
-# %% ../../nbs/kit/00_sync.ipynb #b13e7cf0
+# %% ../../nbs/kit/00_sync.ipynb #1d107383
 def texts(
     root, # the project
 ):
-    "Write sidebar, `nbs/_quarto.yml` and README; gives the paths that changed, and None for those that didn't."
+    "Write sidebar, `nbs/_quarto.yml`, picture and README; gives the paths that changed, None for those that didn't."
+    from slmkit.kit.picture import PLACE, for_readme, picture_text
     index, site, out = Path(root, "nbs/index.ipynb"), Path(root, "_quarto.yml"), []
     out.append(write(Path(root, "nbs/sidebar.yml"), sidebar(root)))
     if site.exists(): out.append(write(Path(root, "nbs/_quarto.yml"), site.read_text()))
-    if index.exists(): out.append(write(Path(root, "README.md"), readme(load(index))))
+    if index.exists():
+        out.append(write(Path(root, "nbs", PLACE), picture_text(root)))
+        out.append(write(Path(root, "README.md"), for_readme(readme(load(index)), root)))
     return out
 
 # %% ../../nbs/kit/00_sync.ipynb #8c78a3c3
@@ -246,25 +250,34 @@ def name_problems(
     out += [f"the parameters cell sets no {p}" for p in lacks]
     return out + [f"the profile table has no {p}" for p in ("smoke", "cpu") if profiles(nb) and p not in profiles(nb)]
 
-# %% ../../nbs/kit/00_sync.ipynb #f9d829b0
+# %% ../../nbs/kit/00_sync.ipynb #f90f2632
+def comment_problems(
+    nb, # notebook as a dict
+):
+    "Lines of the parameters cell that papermill can't read, because their comment holds an equals sign."
+    tagged = ["".join(c["source"]) for c in nb["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    lines = [l for t in tagged for l in t.splitlines() if "=" in l.partition("#")[2]]
+    return [f"papermill can't read a parameter whose comment holds an equals sign: {quote(l)}" for l in lines]
+
+# %% ../../nbs/kit/00_sync.ipynb #3f243094
 def technique_problems(
     path, # of the notebook
     nb,   # as a dict
 ):
     "What a technique's notebook lacks of the contract."
     cells = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
-    return name_problems(path, nb) + order_problems("\n".join(cells)) + exercise_problems(nb)
+    return name_problems(path, nb) + comment_problems(nb) + order_problems("\n".join(cells)) + exercise_problems(nb)
 
-# %% ../../nbs/kit/00_sync.ipynb #ba731a20
+# %% ../../nbs/kit/00_sync.ipynb #71430576
 def module_problems(
     root, # the project
 ):
-    "Modules over budget: techniques 150 lines of code, core and kit 300 each and 2,500 / 3,000 together."
+    "Modules over budget: techniques 150 lines of code, core and kit 300 each and 2,500 / 5,500 together."
     paths = (p for p in sorted(Path(root, "slmkit").rglob("*.py")) if p.name != "_modidx.py")
     sizes = {p.relative_to(root).as_posix(): code_lines(p.read_text()) for p in paths}
     most = lambda p: 300 if p.startswith(("slmkit/core/", "slmkit/kit/")) else 150
     out = [f"{p}: {n} lines of code (at most {most(p)})" for p, n in sizes.items() if n > most(p)]
-    for family, limit in (("core", 2500), ("kit", 3000)):
+    for family, limit in (("core", 2500), ("kit", 5500)):  # kit runs, judges, teaches and shows
         n = sum(n for p, n in sizes.items() if p.startswith(f"slmkit/{family}/"))
         if n > limit: out.append(f"slmkit/{family}: {n} lines of code together (at most {limit})")
     return out

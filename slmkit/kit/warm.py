@@ -15,12 +15,15 @@ from fastcore.basics import patch
 from ..core.settings import KitError
 from .engine import classify, die_with_parent, ending, reseed
 
-# %% ../../nbs/kit/04_warm.ipynb #7aab8c2f
-STACK = ("torch numpy pandas matplotlib.pyplot transformers datasets safetensors.torch transformers.models.t5.modeling_t5 "
-         "transformers.models.llama.modeling_llama transformers.generation.utils "
+# %% ../../nbs/kit/04_warm.ipynb #5b295fcf
+STACK = ("torch numpy pandas matplotlib.pyplot transformers datasets safetensors.torch "
+         "transformers.models.t5.modeling_t5 transformers.models.llama.modeling_llama transformers.generation.utils "
          "transformers.models.auto.tokenization_auto").split()
-LARGE = dict(torch=["torch"], transformers=["torch", "transformers"], datasets=["datasets"], matplotlib=["matplotlib.pyplot"],
+LARGE = dict(torch=["torch"], transformers=["torch", "transformers"], datasets=["datasets"],
+    matplotlib=["matplotlib.pyplot"],
              peft=["peft"], sklearn=["sklearn"], scipy=["scipy.stats"], pandas=["pandas"], numpy=["numpy"])
+
+# %% ../../nbs/kit/04_warm.ipynb #d7b6ea41
 def needs(
     texts, # of notebooks
 ):
@@ -28,9 +31,11 @@ def needs(
     names = {m for t in texts for m in re.findall(r"(?:^|\\n|\")\s*(?:from|import) (\w+)", t)}
     return sorted({m for n in names & set(LARGE) for m in LARGE[n]} | set(STACK if "slmkit" in names else ()))
 
-# %% ../../nbs/kit/04_warm.ipynb #0cb9f9ac
+# %% ../../nbs/kit/04_warm.ipynb #0a88e6d7
 ENVIRONMENT = dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="module://matplotlib_inline.backend_inline", HF_HUB_DISABLE_TELEMETRY="1", PYTHONFAULTHANDLER="1")
+
+# %% ../../nbs/kit/04_warm.ipynb #13df605d
 def environment(
     offline=True, # answer hub ids at once instead of after 48 s
 ):
@@ -38,12 +43,13 @@ def environment(
     hub = dict(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1") if offline else {}
     return {**ENVIRONMENT, **hub, **os.environ}
 
-# %% ../../nbs/kit/04_warm.ipynb #22983254
+# %% ../../nbs/kit/04_warm.ipynb #77ef266e
 def warm(
     modules, # to import; one that is missing is left out
 ):
     "Import and freeze: after this the process may fork. RuntimeError if that touched CUDA."
-    for m in ["papermill", "nbformat.v4", "IPython.core.interactiveshell", "matplotlib_inline.backend_inline", *modules]:
+    for m in ["papermill", "nbformat.v4", "IPython.core.interactiveshell", "matplotlib_inline.backend_inline",
+        *modules]:
         try: importlib.import_module(m)
         except ImportError: continue
     torch = sys.modules.get("torch")
@@ -51,7 +57,7 @@ def warm(
     if torch and torch.cuda.is_initialized(): raise RuntimeError("importing touched CUDA: no child could use it")
     gc.collect(); gc.freeze()           # pages that the collector doesn't touch stay shared
 
-# %% ../../nbs/kit/04_warm.ipynb #82eff025
+# %% ../../nbs/kit/04_warm.ipynb #53b75e33
 def run_job(
     job,     # dict, see above
     engine="slmkit", # papermill's engine; None = its own
@@ -63,7 +69,8 @@ def run_job(
     os.environ.update(job.get("env") or {})
     quoted = str(job["output"]).replace("{", "{{").replace("}", "}}")  # papermill formats paths
     try:
-        papermill.execute_notebook(_portable(job["notebook"]), quoted, parameters=job.get("parameters") or None, engine_name=engine,
+        papermill.execute_notebook(_portable(job["notebook"]), quoted, parameters=job.get("parameters") or None,
+            engine_name=engine,
             progress_bar=False, cwd=job.get("cwd"), kernel_name="python3", language="python", **options)
         out = dict(status="ok", error=None)
     except papermill.PapermillExecutionError as e:
@@ -74,11 +81,16 @@ def run_job(
         stamp(job["output"], out["status"], out["error"])
     return dict(out, seconds=round(time.monotonic() - begun, 2))
 
-# %% ../../nbs/kit/04_warm.ipynb #4cad285b
+# %% ../../nbs/kit/04_warm.ipynb #6fa424f8
 def _where(e):
-    text = f"{e.ename}: {e.evalue}".strip().splitlines()[0] if e.ename not in ("exit", "crash", "timeout", "memory") else e.evalue
+    text = f"{e.ename}: {e.evalue}".strip().splitlines()[0] if e.ename not in ("exit", "crash", "timeout",
+        "memory") else e.evalue
     return f"cell {e.exec_count or e.cell_index}: {text}"[:500]
+
+# %% ../../nbs/kit/04_warm.ipynb #383eb6f1
 def _lost(e, output): return "folder" if not Path(output).parent.is_dir() else classify("OSError", str(e))
+
+# %% ../../nbs/kit/04_warm.ipynb #9cf54d8e
 def _portable(path):
     "The notebook as papermill's own engine should see it: `eval: false` cells tagged, papermill would run them."
     import nbformat
@@ -88,7 +100,7 @@ def _portable(path):
             c.metadata.setdefault("tags", []).append("skip-execution")
     return nb
 
-# %% ../../nbs/kit/04_warm.ipynb #5c0def91
+# %% ../../nbs/kit/04_warm.ipynb #99890448
 def stamp(
     path,   # of an executed notebook
     status, # word
@@ -101,20 +113,22 @@ def stamp(
     begun = [c for c in nb.cells if c.cell_type == "code" and c.metadata.get("papermill", {}).get("start_time")]
     if not begun: return
     if not any(o.output_type == "error" for o in begun[-1].outputs):
-        begun[-1].outputs.append(nbformat.v4.new_output("error", ename=status, evalue=why, traceback=[f"{status}: {why}"]))
+        begun[-1].outputs.append(nbformat.v4.new_output("error", ename=status, evalue=why,
+            traceback=[f"{status}: {why}"]))
     begun[-1].metadata.papermill.update(status="failed", exception=True); nb.metadata.papermill["exception"] = True
     for c in nb.cells[nb.cells.index(begun[-1]) + 1:]:
         if "papermill" in c.metadata: c.metadata.papermill["status"] = "pending"
     nbformat.write(nb, path)
 
-# %% ../../nbs/kit/04_warm.ipynb #7ab2b344
+# %% ../../nbs/kit/04_warm.ipynb #5192deac
 def send(
     fd, # pipe
     **event,
 ):
     "Write one event as a line of at most 4,000 bytes."
     line = json.dumps(event, default=str)
-    if len(line) > 4000: line = json.dumps({k: v[:500] if isinstance(v, str) else v for k, v in event.items()}, default=str)
+    if len(line) > 4000: line = json.dumps({k: v[:500] if isinstance(v, str) else v for k, v in event.items()},
+        default=str)
     os.write(fd, line.encode() + b"\n")
 
 # %% ../../nbs/kit/04_warm.ipynb #21824056
@@ -129,8 +143,10 @@ class Reporter:
         self.last = time.monotonic()
         send(self.fd, id=self.id, event="progress", cell=f.at + 1, cells=len(f.man.nb.cells), text=text[:120])
 
-# %% ../../nbs/kit/04_warm.ipynb #1b3103dc
+# %% ../../nbs/kit/04_warm.ipynb #c4e10474
 STOP = []
+
+# %% ../../nbs/kit/04_warm.ipynb #21393904
 def drive(
     job, # dict
     fd,  # where events go
@@ -139,7 +155,8 @@ def drive(
     "The forked child that drives one run. Never returns."
     try:
         os.setsid(); die_with_parent(parent)
-        signal.set_wakeup_fd(-1); signal.signal(signal.SIGCHLD, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1); signal.signal(signal.SIGCHLD, signal.SIG_DFL); signal.signal(signal.SIGINT,
+            signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *a: STOP.append(1))
         log, null = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, null), (1, log), (2, log)): os.dup2(source, target)
@@ -171,7 +188,7 @@ def serve():
     for pid in live.values(): os.kill(pid, signal.SIGKILL)
     os._exit(0)
 
-# %% ../../nbs/kit/04_warm.ipynb #72d2bf47
+# %% ../../nbs/kit/04_warm.ipynb #3c4679bd
 def _request(job, live, events):
     "Start a job, or stop one."
     if "stop" in job:
@@ -180,6 +197,8 @@ def _request(job, live, events):
     parent, pid = os.getpid(), os.fork()
     if pid == 0: drive(job, events, parent)
     live[job["id"]] = pid
+
+# %% ../../nbs/kit/04_warm.ipynb #774c6129
 def _buried(live, events):
     "Collect children that ended; one that said nothing before is reported here."
     for id, pid in list(live.items()):
@@ -188,54 +207,76 @@ def _buried(live, events):
         del live[id]; code = os.waitstatus_to_exitcode(status)
         if code: send(events, id=id, event="end", **dict(zip(("status", "error"), ending(code))))
 
-# %% ../../nbs/kit/04_warm.ipynb #737bfb44
+# %% ../../nbs/kit/04_warm.ipynb #12bef19f
 class Lines:
     "Events of a process, as JSON lines on a pipe."
     def __init__(self, pipe): self.fd, self.rest = pipe.fileno(), b""
-    def take(self, wait):
-        "Events that are there within `wait` seconds; None once the pipe is closed."
-        if not select.select([self.fd], [], [], wait)[0]: return []
-        data = os.read(self.fd, 1 << 16)
-        if not data: return None
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        return [json.loads(l) for l in lines]
 
-# %% ../../nbs/kit/04_warm.ipynb #f4daab5d
+# %% ../../nbs/kit/04_warm.ipynb #08ac9514
+@patch
+def take(self: Lines, wait):
+    "Events that are there within `wait` seconds; None once the pipe is closed."
+    if not select.select([self.fd], [], [], wait)[0]: return []
+    data = os.read(self.fd, 1 << 16)
+    if not data: return None
+    *lines, self.rest = (self.rest + data).split(b"\n")
+    return [json.loads(l) for l in lines]
+
+# %% ../../nbs/kit/04_warm.ipynb #47c046fc
 class WarmPool:
     "Runs jobs in forks of one warm process; if that is killed, its runs have failed and another is started."
     def __init__(self,
         modules=(),   # to import ahead, see `needs`
         offline=True, # see `environment`
         log=None,     # file for what the warm process says; None = nowhere
-    ): self.modules, self.offline, self.log, self.live, self.deaths, self.ready = modules, offline, log, set(), 0, None; self._open()
-    def _open(self):
-        err = open(self.log, "ab") if self.log else subprocess.DEVNULL
-        self.process = subprocess.Popen([sys.executable, "-c", "from slmkit.kit.warm import serve; serve()", *self.modules],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, env=environment(self.offline), start_new_session=True)
-        self.lines = Lines(self.process.stdout)
-        if self.log: err.close()
-    def _send(self, m):
-        try: self.process.stdin.write(json.dumps(m).encode() + b"\n"); self.process.stdin.flush()
-        except BrokenPipeError: pass  # it died: `events` tells
-    def start(self, job): self.live.add(job["id"]); self._send(job)
-    def stop(self, id): self._send(dict(stop=id))
+    ):
+        self.modules, self.offline, self.log, self.live, self.deaths, self.ready = modules, offline, log, set(), 0, None
+        self._open()
 
-# %% ../../nbs/kit/04_warm.ipynb #9ad039b1
+# %% ../../nbs/kit/04_warm.ipynb #98b0de30
+@patch
+def _open(self: WarmPool):
+    err = open(self.log, "ab") if self.log else subprocess.DEVNULL
+    self.process = subprocess.Popen([sys.executable, "-c", "from slmkit.kit.warm import serve; serve()",
+        *self.modules],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=err, env=environment(self.offline), start_new_session=True)
+    self.lines = Lines(self.process.stdout)
+    if self.log: err.close()
+
+# %% ../../nbs/kit/04_warm.ipynb #89405ff6
+@patch
+def _send(self: WarmPool, m):
+    try: self.process.stdin.write(json.dumps(m).encode() + b"\n"); self.process.stdin.flush()
+    except BrokenPipeError: pass  # it died: `events` tells
+
+# %% ../../nbs/kit/04_warm.ipynb #d8319d8f
+@patch
+def start(self: WarmPool, job): self.live.add(job["id"]); self._send(job)
+
+# %% ../../nbs/kit/04_warm.ipynb #fdcb3f44
+@patch
+def stop(self: WarmPool, id): self._send(dict(stop=id))
+
+# %% ../../nbs/kit/04_warm.ipynb #5a7f2089
 @patch
 def events(self: WarmPool, wait=.1):
-    "What happened within `wait` seconds: dicts with `event` = ready | progress | end. KitError if it can't be kept alive."
+    "What happened within `wait` seconds: dicts with `event` = ready | progress | end."
     found = self.lines.take(wait)
     if found is None: return self._died()
     for e in found:
         if e["event"] == "ready": self.ready = e
     self.live -= {e["id"] for e in found if e["event"] == "end"}
     return found
+
+# %% ../../nbs/kit/04_warm.ipynb #c5a6ef6a
 @patch
 def _died(self: WarmPool):
-    "The warm process is gone: say so of every run in it, start another."
+    "The warm process is gone: say so of every run in it, start another; KitError if it won't stay."
     status, why = ending(self.process.wait())
     self.deaths, lost, self.live = self.deaths + 1, self.live, set()
-    if not self.ready or self.deaths > 5: raise KitError(f"the warm process can't be kept alive ({why}): see {self.log or 'its log'}")
+    if not self.ready or self.deaths > 5:
+        raise KitError(f"the warm process won't stay ({why}): see {self.log or 'its log'}")
     self.close(); self._open()
     return [dict(id=id, event="end", status=status, error=f"the warm process went: {why}") for id in lost]
 
