@@ -14,16 +14,21 @@ import math, re, textwrap
 from html import escape
 from pathlib import Path
 
-# %% ../../nbs/kit/17_picture.ipynb #ae7bc008
+# %% ../../nbs/kit/17_picture.ipynb #4f90e554
 TECHNIQUE = "distill/step_by_step"
 def entry_of(
     folder=None, # of the ledger; None = the shipped one
     technique=TECHNIQUE,
 ):
-    "The entry to show, None where the ledger has none."
+    "The entry to show, its claims in the order of their declaration; None where the ledger has none."
     from slmkit.core.claims import entries
+    from slmkit.kit.declared import declared
     own = [e for e in entries(technique, folder) if not e.get("external") and e["claims"]]
-    return max(own, key=lambda e: (e["profile"] == "cpu", e["date"], e["hardware"]), default=None)
+    if not own: return None
+    best = max(own, key=lambda e: (e["profile"] == "cpu", len(e["claims"]), e["date"], e["hardware"]))
+    names = [c["name"] for c in declared(Path(folder).parents[1] if folder else None) if c["technique"] == technique]
+    place = lambda name: names.index(name) if name in names else len(names)
+    return best | dict(claims={n: best["claims"][n] for n in sorted(best["claims"], key=place)})
 
 # %% ../../nbs/kit/17_picture.ipynb #9f1a29a0
 WIDTH, LEFT, RIGHT = 760, 120, 30
