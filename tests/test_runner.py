@@ -225,7 +225,7 @@ def test_ctrl_c_stops_and_resumes(tiny, tmp_path):
     path = tiny("t", RECORD, "import time; time.sleep(.4); c.record(1)")
     cmd = [sys.executable, "-c", "from slmkit.kit.cli import main; main()", "run", str(path), "--profile", "smoke", "--seeds", "0-9", "--out", str(tmp_path/"r"), "--jobs", "2"]
     p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while len(records.reading(tmp_path/"r")[0]) < 2: time.sleep(.05)
+    while len(records.reading(tmp_path/"r")[0]) < 2 and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT); out, err = p.communicate(timeout=20)
     assert p.returncode == 130 and "the same command does the rest" in err and all(r["status"] == "ok" for r in records.reading(tmp_path/"r")[0])
     assert subprocess.run(cmd, capture_output=True).returncode == 0

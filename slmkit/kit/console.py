@@ -52,14 +52,21 @@ class Console:
     def __exit__(self, *e):
         if self.bar: self.bar.stop()
 
-# %% ../../nbs/kit/06_console.ipynb #e4f1c3e3
+# %% ../../nbs/kit/06_console.ipynb #d1c08e0f
 @patch
 def begin(self: Console, n, cached):
+    "How many runs the batch has; the bar may be opened before or after."
     self.n, self.cached, self.begun = n, cached, time.monotonic()
-    if self.bar: self.total = self.bar.add_task(f"[bold]{n} runs[/]" + (f" ({cached} cached)" if cached else ""),
-        total=n, completed=cached, text="")
+    if self.bar: self.count()
 
-# %% ../../nbs/kit/06_console.ipynb #0ec169e4
+# %% ../../nbs/kit/06_console.ipynb #93ecf323
+@patch
+def count(self: Console):
+    "The batch's own line."
+    self.total = self.bar.add_task(f"[bold]{self.n} runs[/]" + (f" ({self.cached} cached)" if self.cached else ""),
+        total=self.n, completed=self.cached, text="")
+
+# %% ../../nbs/kit/06_console.ipynb #fc1ad24e
 @patch
 def _open(self: Console):
     from rich.console import Console as Rich
@@ -70,6 +77,7 @@ def _open(self: Console):
     columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), left, text
     self.bar = Progress(*columns, console=rich, transient=True, refresh_per_second=5, disable=not rich.is_terminal)
     self.bar.start()
+    if self.n: self.count()  # a batch begins before its bar is opened
 
 # %% ../../nbs/kit/06_console.ipynb #a4742dc6
 @patch
