@@ -12,8 +12,9 @@ text = lambda nb: "".join(o.get("text", "") for c in code(nb) for o in c.get("ou
 
 # ---- outputs
 
-def test_same_outputs_as_papermill(tiny, tmp_path):
+def test_same_outputs_as_papermill(tiny, tmp_path, monkeypatch):
     "Text, results, rich display, figures, errors that a tag allows: as papermill's own engine gives them."
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a notebook test of this process may have set it for its own kernel
     path = tiny("rich", "print('a'); print('b')\n1 + 1", "from IPython.display import display, Markdown, HTML\ndisplay(Markdown('*x*'))\nHTML('<b>y</b>')",
         "import sys; print('err', file=sys.stderr)", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", "import asyncio\nawait asyncio.sleep(0)\n'after'",
         "%%capture got\nprint('hidden')", "got.stdout", "!echo shell", "h = display('first', display_id=True)", "h.update('second')", "x = 3; x;")

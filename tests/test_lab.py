@@ -153,7 +153,8 @@ def course(tmp_path_factory):
     from slmkit.kit import nbgrader
     root = tmp_path_factory.mktemp("course"); lab = labs.read(SMALL)
     path = nbgrader.export(lab, root, "rain")
-    env = os.environ | dict(JUPYTER_CONFIG_DIR=str(root / ".jupyter"), JUPYTER_DATA_DIR=str(root / ".data"), HOME=str(root), PYTHONPATH=str(ROOT))
+    env = os.environ | dict(JUPYTER_CONFIG_DIR=str(root / ".jupyter"), JUPYTER_DATA_DIR=str(root / ".data"), HOME=str(root), PYTHONPATH=str(ROOT),
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # nbgrader calls alembic by its name
     def run(*args): return subprocess.run([sys.executable, "-m", "nbgrader", *args], cwd=root, env=env, capture_output=True, text=True, timeout=200)
     done = dict(root=root, path=path, run=run, generate=run("generate_assignment", path.stem, "--create"))
     release = json.loads((root / "release" / path.stem / path.name).read_text())

@@ -10,10 +10,10 @@ ENV = dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 PARTS = "nbs", "slmkit", "settings.ini", "pyproject.toml", "_quarto.yml", "README.md"
 
 def sources_of(root):
-    "The files that make the project: what git tracks and new notebooks, without weights and records."
+    "The files that make the project: what git tracks and new notebooks, without weights."
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS]
     given = subprocess.run(listing, cwd=root, capture_output=True, text=True).stdout.split("\0")
-    found = [f for f in given if f and not f.startswith(("slmkit/zoo/", "slmkit/ledger/"))]
+    found = [f for f in given if f and not f.startswith("slmkit/zoo/")]
     return [f for f in found if (root/f).is_file()]
 
 def copy_project(root, to):
