@@ -20,7 +20,7 @@ from slmkit.kit.records import (Index, append, commit, environment_file, key, lo
     whole)
 from .warm import ENVIRONMENT, WarmPool, needs
 
-# %% ../../nbs/kit/07_runner.ipynb #5c3fda04
+# %% ../../nbs/kit/07_runner.ipynb #ba0b3f00
 class Batch:
     "The runs of one command on one folder."
     def __init__(self,
@@ -33,6 +33,7 @@ class Batch:
             for part in ("notebooks", "running", "codes"): (self.folder/part).mkdir(parents=True, exist_ok=True)
         except OSError as e: raise KitError(f"--out {folder}: no folder to write into ({e.strerror}): choose another")
         self.index, self.live, self.locks = Index(folder).refresh(), {}, {}
+        self.sweep()
 
 # %% ../../nbs/kit/07_runner.ipynb #67ff9d36
 @patch
@@ -49,17 +50,31 @@ def job(self: Batch, run):
         log=str(self.temp(run, "log")), env=env,
                 parameters=run["given"], cwd=str(Path(run["path"]).parent), timeout=self.timeout or None)
 
-# %% ../../nbs/kit/07_runner.ipynb #19279847
+# %% ../../nbs/kit/07_runner.ipynb #5bf57d6a
 @patch
 def claim(self: Batch, run):
     "Take a run for this process: False where another runner has it."
     self.locks[run["id"]] = lock(self.folder/"running"/f"{run['id']}.lock")
     if self.locks[run["id"]] is None: del self.locks[run["id"]]; return False
-    left = (self.folder/"running").glob(f"{run['id']}.[0-9]*.*")  # by a runner that was killed
-    for old in left: old.unlink(missing_ok=True)
+    self.remove_left(run["id"])
     code = self.folder/"codes"/f"{run['hashes']['code']}.json"
     if not code.exists(): whole(code, json.dumps(run["parts"], indent=0, sort_keys=True))
     return True
+
+# %% ../../nbs/kit/07_runner.ipynb #7f228259
+@patch
+def remove_left(self: Batch, id):
+    "Remove what a killed runner left of a run. Only for who holds its lock."
+    for old in (self.folder/"running").glob(f"{id}.[0-9]*.*"): old.unlink(missing_ok=True)
+
+# %% ../../nbs/kit/07_runner.ipynb #7bb0198d
+@patch
+def sweep(self: Batch):
+    "Remove what killed runners left of runs that nobody holds now."
+    folder = self.folder/"running"
+    for id in {p.stem if p.suffix == ".lock" else p.name.rsplit(".", 2)[0] for p in folder.iterdir()}:
+        held = lock(folder/f"{id}.lock")
+        if held: self.remove_left(id); unlock(held)
 
 # %% ../../nbs/kit/07_runner.ipynb #b1b33e37
 def changed_parts(
