@@ -59,7 +59,7 @@ def inflect(stem, kind, language):
     mark = {"noun": "plural", "verb": "past"}.get(kind)
     return {stem: (kind,)} | ({stem + LANGUAGES[language][mark]: (kind, mark)} if mark else {})
 
-# %% ../../nbs/core/17_languages.ipynb #eae34549
+# %% ../../nbs/core/17_languages.ipynb #0351c9ef
 @cache
 def lexicon(
     language, # a name in LANGUAGES, or english
@@ -69,6 +69,7 @@ def lexicon(
     out, names = {}, list(LANGUAGES)
     taken = set(vocabulary()).union(*map(lexicon, names[:names.index(language)]))
     for lemma, kind in MEANINGS.items():
+        if lemma == "object" and LANGUAGES[language]["order"] != "SOV": continue  # the order tells
         rng, made = random.Random(f"{language} {lemma}"), None
         while not made or taken & made.keys() or out.keys() & made.keys():
             made = inflect(sounds(rng, language, 1 if kind == "small" else 2), kind, language)
