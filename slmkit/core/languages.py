@@ -16,10 +16,11 @@ from functools import cache
 from typing import NamedTuple
 from .world import PEOPLE, PLACES, TOWNS, plural, vocabulary
 
-# %% ../../nbs/core/17_languages.ipynb #7fc43a0e
-WHO = "baker farmer doctor teacher sailor painter nurse guard miner child friend dog cat horse cow goat rabbit bear".split()
-WHAT = """apple pear cherry onion potato egg cake book pen letter map key cup spoon bottle lamp hat shirt ring rope box bag
-basket flower leaf stone ball kite drum nail coin candle""".split()
+# %% ../../nbs/core/17_languages.ipynb #cac3c68a
+WHO = """baker farmer doctor teacher sailor painter nurse guard miner child friend dog cat horse cow goat rabbit
+bear""".split()
+WHAT = """apple pear cherry onion potato egg cake book pen letter map key cup spoon bottle lamp hat shirt ring rope
+box bag basket flower leaf stone ball kite drum nail coin candle""".split()
 WHERE = "garden market school kitchen farm harbor street forest park library".split()  # in a town, too
 NOUNS = WHO + WHAT + WHERE
 
@@ -114,15 +115,14 @@ class Clause(NamedTuple):
     negative: bool = False
     question: bool = False
 
-# %% ../../nbs/core/17_languages.ipynb #070d23b1
+# %% ../../nbs/core/17_languages.ipynb #e8f7bad3
 def write_noun(noun, language):
     "The words of a Noun, names as they are."
-    if noun.word in PEOPLE + TOWNS: return [noun.word]
-    if language == "english":
-        return ["who"] if noun.word == "who" else ["the", *noun.adjectives, plural(noun.word) if noun.many else noun.word]
-    w, adjectives = written(language), [written(language)[q, False] for q in noun.adjectives]
-    word = [w[noun.word, noun.many]]
-    return word + adjectives if LANGUAGES[language]["adjective"] == "after" else adjectives + word
+    if noun.word in PEOPLE + TOWNS or (noun.word, language) == ("who", "english"): return [noun.word]
+    if language == "english": return ["the", *noun.adjectives, plural(noun.word) if noun.many else noun.word]
+    w, rules = written(language), LANGUAGES[language]
+    word, adjectives = [w[noun.word, noun.many]], [w[q, False] for q in noun.adjectives]
+    return word + adjectives if rules["adjective"] == "after" else adjectives + word
 
 # %% ../../nbs/core/17_languages.ipynb #9663d0ad
 def write_english(c):

@@ -9,13 +9,13 @@ __all__ = ['WISHES', 'short', 'write', 'bilingual', 'one_language', 'word_by_wor
            'domain_text', 'court_text', 'harbor_text', 'wishes', 'dialogues', 'in_short', 'lessons', 'titled',
            'finding', 'kinds_of_words']
 
-# %% ../../nbs/core/19_talk_documents.ipynb #d8262c60
+# %% ../../nbs/core/19_talk_documents.ipynb #f4bb02b0
 import random
 from .documents import KINDS, kind, someone, some, two
 from .languages import ACTIONS, LANGUAGES, MEANINGS, NOUNS, clause, gloss, lexicon, translate, written
 from .talk import DOMAINS
-from .world import (ADJECTIVES, COLORS, DAYS, FEELINGS, FOODS, GROUPS, HOBBIES, NUMBER_WORDS, PEOPLE, PLACES, THINGS,
-    TIMES, TOPICS, TOWNS, a, plural)
+from .world import (COLORS, DAYS, FEELINGS, FOODS, GROUPS, NUMBER_WORDS, PEOPLE, PLACES, THINGS, TIMES,
+    TOPICS, TOWNS, a, plural)
 
 # %% ../../nbs/core/19_talk_documents.ipynb #2ce1a748
 def short(
@@ -100,7 +100,7 @@ def pole(rng, words=FEELINGS):
     side = rng.choice(("good", "bad"))
     return side, *rng.sample(words[side], 2)
 
-# %% ../../nbs/core/19_talk_documents.ipynb #31013825
+# %% ../../nbs/core/19_talk_documents.ipynb #79dd6324
 @kind(6)
 def opinions(rng):
     "What people like and don't, and which words are good or bad."
@@ -108,10 +108,11 @@ def opinions(rng):
     side, f, g = pole(rng)
     other, h, _ = pole(rng)
     turned = "bad" if side == "good" else "good"
+    lovely, awful = rng.choice(FEELINGS["good"]), rng.choice(FEELINGS["bad"])
     return rng.choice((
         f"{f} and {g} are {side} words .",
         f"is {h} good or bad ? {other} .",
-        f"{p} liked the {x} , since it was {rng.choice(FEELINGS['good'])} . {q} did not like it : {rng.choice(FEELINGS['bad'])} .",
+        f"{p} liked the {x} , since it was {lovely} . {q} did not like it : {awful} .",
         f"{p} : {a(f)} {x} ! {q} : yes , very {g} . so both think it is {side} .",
         f"what is not {f} may be {turned} . what is {f} is {side} .",
         f"it seems {f} here , said {p} . it felt {g} , said {q} . {side} , both of it .",
@@ -229,14 +230,14 @@ def titled(rng):
         f"1 : {x} , {p} . 2 : {y} , {q} . the {y} is at 2 .",
         f"{p} keeps {a(z)} in the {l} , so there is {a(g)} in the {l} ."))
 
-# %% ../../nbs/core/19_talk_documents.ipynb #66b72244
+# %% ../../nbs/core/19_talk_documents.ipynb #a2dafbce
 @kind(9)
 def finding(rng):
     "Two to four numbered lines of three words each, and where two of them stand together."
     rows = [(rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(PLACES)) for _ in range(rng.randint(2, 4))]
     i = rng.randrange(len(rows))
-    rows = [r if j == i or rng.random() < .5 else (r[0], rows[i][1], r[2]) for j, r in enumerate(rows)]  # some look alike
     p, x, l = rows[i]
+    rows = [r if r is rows[i] or rng.random() < .5 else (r[0], x, r[2]) for r in rows]  # some look alike
     line = rng.choice(("( {} ) {} , {} , {}", "{} = {} / {} / {}", "{} | {} with {} , {}"))
     told = " . ".join(line.format(j + 1, *r) for j, r in enumerate(rows))
     return f"{told} . " + rng.choice((
