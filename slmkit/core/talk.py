@@ -167,10 +167,10 @@ def intents(
     return dict(input=" ".join(told), label=label, rationale=f"who says {asked} wants : {intent} .", choices=names,
                 difficulty=first + last)
 
-# %% ../../nbs/core/18_talk.ipynb #330348f0
+# %% ../../nbs/core/18_talk.ipynb #355b6009
 TAGS = "person", "place", "thing", "number", "other"
-PARTS = [["{p}", "{p} and {q}", "the friend of {p}", "will {p}", "{n} children"],
-         ["found", "will split", "saw", "can bring", "took", "counted"],
+PARTS = [["{p}", "{p} and {q}", "the friend of {p}", "old {p}", "{n} children"],
+         ["found", "will split", "saw", "will bring", "took", "counted"],
          ["{m} {x}", "a {y}", "the {y} of {q}", "{m} {x} and {n} {z}", "{q} with a {y}"],
          ["", "in {t}", "at the {l}", "from {t} to the {l}", "near the {y} in the {l} of {t}"]]
 KIND = dict(p="person", q="person", t="place", l="place", n="number", m="number", x="thing", y="thing", z="thing")
