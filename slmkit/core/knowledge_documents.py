@@ -104,14 +104,15 @@ LIVES = [("lives in {v}", "is at home in {v}", TOWNS), ("works as {v}", "is {v}"
          ("owns {v}", "has {v}", [a(p) for p in PETS]), ("wants {v} walls", "asks for {v}", COLORS),
          ("likes {v}", "would like {v}", FOODS), ("learns {v}", "thinks of {v}", HOBBIES)]
 
-# %% ../../nbs/core/22_knowledge_documents.ipynb #04b6eef4
+# %% ../../nbs/core/22_knowledge_documents.ipynb #c16f43c9
 @kind(5)
 def strangers(rng):
     "Two or three people without names, what is so about them, and two questions."
-    told, asked = [], []
+    told, asked, taken = [], [], set()
     for who in rng.sample(ROLES, rng.randint(2, 3)):
         for said, ask, values in rng.sample(LIVES, rng.randint(1, 2)):
-            v = rng.choice(values)
+            v = rng.choice([v for v in values if v not in taken])  # so that each question has one answer
+            taken.add(v)
             told.append(f"the {who} {said.format(v=v)} .")
             asked.append(rng.choice((f"who {ask.format(v=v)} ? the {who} .", f"about the {who} : {ask.format(v=v)} .",
                                      f"the {who} ? {v} .", f"{v} goes with the {who} .")))
