@@ -51,12 +51,13 @@ def listings(rng):
     between = rng.choice((" . ", " . later : ", " . now ", " | ", " . again : "))
     return head + sign.join([form.format(k=k, v=v) for k, v in pairs]) + between + sign.join(again) + " ."
 
-# %% ../../nbs/core/23_pattern_documents.ipynb #941620ff
+# %% ../../nbs/core/23_pattern_documents.ipynb #45412d35
 @kind(10)
+@short
 def repeats(rng):
     "A row of random words or numbers, again and again, whole or from some place on."
     row = words(rng, rng.randint(3, 12))
-    if rng.random() < .3: row = [f"{rng.randrange(100)} {rng.choice(',-+=')}" for _ in range(rng.randint(3, 8))]
+    if rng.random() < .3: row = [f"{rng.randrange(100)} {rng.choice(',-/')}" for _ in range(rng.randint(3, 8))]
     l, i, n = " ".join(row), rng.randrange(len(row)), len(row)
     return rng.choice((
         f"{l} | {l} .", f"{l} . again : {l} .", f"read {l} . write {l} .", f"say : {l} ! {l} !", f"{l} = {l} .",
@@ -212,8 +213,9 @@ DONE = {"reverse": "turned around", "sort": "from small to large", "sort down": 
         "keep odd": "only odd ones", "repeat": "two times", "sum": "all together", "how many": "counted",
         "largest": "the largest", "smallest": "the least"}
 
-# %% ../../nbs/core/23_pattern_documents.ipynb #fd990616
+# %% ../../nbs/core/23_pattern_documents.ipynb #d198ba8c
 @kind(8)
+@short
 def list_changes(rng):
     "One or two changes to a list, each named and shown."
     x = [rng.randrange(10) for _ in range(rng.randint(2, 5))]
