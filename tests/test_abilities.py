@@ -2,7 +2,7 @@
 import math
 from slmkit.core.abilities import abilities
 from slmkit.core.t5_1m import new_t5, start_of
-from slmkit.core.tokenizer import build_tokenizer
+from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.core.zoo import load_model, zoo, zoo_folder
 
 def test_the_card_is_reached():

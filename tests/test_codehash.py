@@ -99,5 +99,5 @@ def test_flagship_reaches_its_task_and_not_the_others():
     flagship = ROOT/"nbs/distill/01_step_by_step.ipynb"
     if not flagship.exists(): pytest.skip("no flagship")
     _, parts = hashes_and_parts(flagship, dict(profile="cpu"))
-    assert {"slmkit.core.tasks.entailment", "slmkit.core.fit.fit", "slmkit.core.claims.Claim.record"} <= set(parts)
-    assert not {"slmkit.core.claims.Claim.plot", "slmkit.core.tasks.fact_questions", "slmkit.core.tasks.word_problems"} & set(parts)
+    assert {"slmkit.toyland.tasks.entailment", "slmkit.core.fit.fit", "slmkit.core.claims.Claim.record"} <= set(parts)
+    assert not {"slmkit.core.claims.Claim.plot", "slmkit.toyland.tasks.fact_questions", "slmkit.toyland.tasks.word_problems"} & set(parts)

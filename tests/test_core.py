@@ -1,12 +1,15 @@
 "The world, its tasks and documents, the tokenizer, and the hook that skips cells."
 import hashlib, random
 import nbformat, pytest
-from slmkit.core.documents import KINDS, document, grams, leaks, text
+from slmkit.toyland.documents import grams, leaks
+from slmkit.toyland.texts import document, every_kind, long_text, text
 from slmkit.core.settings import KitError, directives, nearest, settings, skip_reason
-from slmkit.core.tasks import SHARES, TASKS, corrupt, split_of, task
-from slmkit.core.tokenizer import build_tokenizer, pieces, unknown_share
-from slmkit.core.world import PEOPLE, facts, vocabulary
+from slmkit.toyland.tasks import SHARES, corrupt, every_task, split_of, task
+from slmkit.toyland.tokenizer import build_tokenizer, pieces, unknown_share
+from slmkit.toyland.world import PEOPLE, facts, vocabulary
 
+TASKS = list(every_task())
+KNOWN = {p[1:] for p in pieces() if p.startswith("▁")}
 HARD = dict(word_problems=dict(steps=4, distractors=4), entailment=dict(distractors=4))
 def rows_of(name, split="train", n=400, seed=0):
     "Rows of a task at its default knobs and, where it has them, at harder ones."
@@ -28,7 +31,7 @@ def test_no_document_holds_eight_tokens_of_a_task(docs, asked):
     found = leaks(docs, asked)
     assert not found, sorted(found)[:5]
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", TASKS)
 def test_a_planted_leak_is_found(docs, asked, name):
     row = next(r for r in rows_of(name) if len(grams(f"{r['input']} {r['rationale']}")) > 2)
     words = f"{row['input']} {row['rationale']}".split()
@@ -45,8 +48,8 @@ def test_numbers_count_digit_by_digit():
     assert leaks(["a b c d e f 4 2"], [dict(input="a b c d e f 42", rationale="")])
 
 def test_every_kind_is_drawn_described_and_in_the_vocabulary():
-    known = set(vocabulary())
-    for name, (make, weight) in KINDS.items():
+    known = KNOWN
+    for name, (make, weight) in every_kind().items():
         rng = random.Random(5)
         words = {w for _ in range(300) for w in make(rng).split() if w.isalpha()}
         assert weight > 0 and make.__doc__ and "\n" not in make.__doc__, name
@@ -74,7 +77,7 @@ def test_equal_seeds_give_equal_texts():
 
 # ---- tasks
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", TASKS)
 def test_splits_are_disjoint_over_seeds(name):
     n = 60 if name == "facts" else 300
     sizes = dict(train=n, valid=n//6, test=n)
@@ -83,20 +86,20 @@ def test_splits_are_disjoint_over_seeds(name):
         assert inputs and {split_of(i) for i in inputs} == {s}
     assert len(set().union(*drawn.values())) == sum(map(len, drawn.values()))
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", TASKS)
 def test_equal_seeds_give_equal_rows(name):
     one, two = (task(name, n=40, seed=s).to_list() for s in (3, 3))
     assert one == two and one != task(name, n=40, seed=4).to_list()
     assert len({r["input"] for r in one}) == 40 == len({r["id"] for r in one})
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", TASKS)
 def test_tasks_stay_in_the_vocabulary(name):
-    rows, known = rows_of(name), set(vocabulary())
+    rows, known = rows_of(name), KNOWN
     for column in ("input", "label", "rationale"):
         words = {w for r in rows for w in r[column].split() if w.isalpha()}
         assert not words - known, (column, sorted(words - known))
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", TASKS)
 def test_labels_are_among_the_choices(name):
     rows = [r for r in rows_of(name) if "choices" in r]
     assert all(r["label"] in r["choices"] and len(set(r["choices"])) == len(r["choices"]) for r in rows)

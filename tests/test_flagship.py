@@ -3,7 +3,7 @@ import gzip, json
 import papermill, pytest
 from pathlib import Path
 from slmkit.core.data import manifest
-from slmkit.core.tokenizer import build_tokenizer
+from slmkit.toyland.tokenizer import build_tokenizer
 
 NB = Path(__file__).parents[1]/"nbs/distill/01_step_by_step.ipynb"
 

@@ -2,11 +2,11 @@
 import math, random
 import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from slmkit.core.grammar import (RULES, Grammar, bigram, causal, grammar, inside, kl, kl_estimate, oracle, sentence_logs, strings,
+from slmkit.toyland.grammar import (RULES, Grammar, bigram, causal, grammar, inside, kl, kl_estimate, oracle, sentence_logs, strings,
     word_ids)
 from slmkit.core.settings import KitError
-from slmkit.core.tokenizer import build_tokenizer
-from slmkit.core.world import vocabulary
+from slmkit.toyland.tokenizer import build_tokenizer
+from slmkit.toyland.world import vocabulary
 
 @pytest.fixture(scope="module")
 def g(): return grammar()

@@ -1,13 +1,13 @@
 "Closed and open book, tables with SQL, instructions: every label is found again from the input's text alone."
 import random, re, sqlite3
 import pytest
-from slmkit.core.documents import KINDS, grams, leaks, size
-from slmkit.core.instructions import HELD_OUT, INSTRUCTIONS, SEEN
-from slmkit.core.knowledge import database, query, read_table, tight
-from slmkit.core.knowledge_documents import fact_exchanges
-from slmkit.core.tasks import TASKS, split_of, task
-from slmkit.core.tokenizer import build_tokenizer, unknown_share
-from slmkit.core.world import DAYS, GROUPS, NUMBER_WORDS, OPPOSITES, PEOPLE, THINGS, facts, plural
+from slmkit.toyland.documents import KINDS, grams, leaks, size
+from slmkit.toyland.instructions import HELD_OUT, INSTRUCTIONS, SEEN
+from slmkit.toyland.knowledge import database, query, read_table, tight
+from slmkit.toyland.knowledge_documents import fact_exchanges
+from slmkit.toyland.tasks import TASKS, split_of, task
+from slmkit.toyland.tokenizer import build_tokenizer, unknown_share
+from slmkit.toyland.world import DAYS, GROUPS, NUMBER_WORDS, OPPOSITES, PEOPLE, THINGS, facts, plural
 
 NAMES = "closed_book", "open_book", "table_qa", "instructions"
 HARD = dict(closed_book=dict(choices=5, part="tail"), open_book=dict(sentences=6, conflict=.5), table_qa=dict(rows=12),
@@ -230,7 +230,7 @@ def test_head_facts_are_told_far_more_often_than_tail_facts():
 
 def test_sql_of_the_documents_is_right():
     "The queries in the documents give what a real database gives."
-    from slmkit.core.knowledge_documents import grid, programs
+    from slmkit.toyland.knowledge_documents import grid, programs
     rng, empty = random.Random(3), 0
     for _ in range(300):
         name, columns, rows = grid(rng)

@@ -1,12 +1,12 @@
 "Reasoning tasks: every label recomputed from the text alone; knobs, splits, vocabulary; and the documents that go before."
 import ast, random, re
 import pytest
-from slmkit.core import pattern_documents, reasoning_documents
-from slmkit.core.documents import KINDS, leaks, size
-from slmkit.core.reasoning import (KIN, list_family, list_text, literal, operation, part_of_family)
+from slmkit.toyland import pattern_documents, reasoning_documents
+from slmkit.toyland.documents import KINDS, leaks, size
+from slmkit.toyland.reasoning import (KIN, list_family, list_text, literal, operation, part_of_family)
 from slmkit.core.settings import KitError
-from slmkit.core.tasks import SHARES, TASKS, split_of, task
-from slmkit.core.world import CODE, GIRLS, PLACES, vocabulary
+from slmkit.toyland.tasks import SHARES, TASKS, split_of, task
+from slmkit.toyland.world import CODE, GIRLS, PLACES, vocabulary
 
 HARD = dict(arithmetic=dict(steps=4, digits=2, ops="+-*/"), kinship=dict(steps=4, distractors=4, shuffle=True),
             tracking=dict(moves=8, things=5), ordering=dict(size=7), multi_hop=dict(hops=3, distractors=10),
@@ -242,7 +242,7 @@ def test_distractors_are_sentences_that_do_not_matter():
     assert {r["input"].count(" . ") - r["difficulty"] for r in drawn("kinship", distractors=3)} == {0, 1, 2, 3}
 
 def test_facts_are_drawn_anew_so_memory_does_not_help():
-    from slmkit.core.world import facts
+    from slmkit.toyland.world import facts
     asked = [(r["question"].split()[-2], r["question"].split()[3], r["label"]) for r in drawn("multi_hop", 400, hops=1)]
     assert .02 < sum(facts()[p][tie] == v for p, tie, v in asked)/400 < .25
 
@@ -281,7 +281,8 @@ def read(name, n=200): rng = random.Random(name); return [OURS[name](rng) for _ 
 def docs(): return [d for name in OURS for d in read(name)]
 
 def test_documents_are_short_varied_and_in_the_vocabulary(docs):
-    assert len(OURS) > 30 and max(map(size, docs)) <= 70
+    assert len(OURS) > 30 and max(map(size, docs)) <= 110
+    assert sum(size(d) > 70 for d in docs) < .01*len(docs)  # long ones are rare: a text of 72 tokens must hold most
     assert not {w for d in docs for w in d.split() if w.isalpha()} - {*vocabulary(), *CODE}
     for name in OURS: assert len(set(read(name, 100))) > (20 if name in ("family_words", "days") else 60), name  # two kinds are finite
 
@@ -292,8 +293,9 @@ def test_no_document_shares_eight_tokens_with_a_task(docs):
     assert leaks(docs + [rows[0]["input"]], rows)
 
 EQUATION = re.compile(r"(?<![-+*/)\]] )(?<!\S)(\d+) ([-+*/]) (\d+) = (\d+)(?! [-+*/])")
-def test_every_equation_in_the_documents_is_true(docs):
-    found = [e for d in docs for e in EQUATION.findall(d)]
+def test_every_equation_in_the_documents_is_true():
+    "But for `repeats`: its random rows of numbers and signs are there to be copied, and may look like sums."
+    found = [e for name in OURS if name != "repeats" for d in read(name) for e in EQUATION.findall(d)]
     for x, sign, y, z in found: assert run(f"{x} {sign} {y}") == int(z), (x, sign, y, z)
     assert len(found) > 1000 and {e[1] for e in found} == set("+-*/")
 

@@ -8,13 +8,13 @@ Docs: https://slmkit.github.io/slmkit/core/data.html.md"""
 __all__ = ['PARTS', 'manifest', 'data_folder', 'set_file', 'parse_columns', 'rename', 'read_rows', 'read_line', 'of_split',
            'known_set', 'load', 'hub_rows', 'metric_of']
 
-# %% ../../nbs/core/05_data.ipynb #97acca86
+# %% ../../nbs/core/05_data.ipynb #8c040086
 import gzip, hashlib, json, os, random
 from functools import cache
 from pathlib import Path
 from datasets import Dataset
 from .settings import KitError, nearest, package_folder
-from .tasks import SHARES, TASKS, corrupt, split_of, task
+from ..toyland.tasks import SHARES, every_task, corrupt, split_of, task
 
 # %% ../../nbs/core/05_data.ipynb #69d5e6c9
 @cache
@@ -126,7 +126,7 @@ def known_set(
         rows = [r for r in rows if r[m["apart_by"]] not in held]
     return rename(rows, m["columns"], name)
 
-# %% ../../nbs/core/05_data.ipynb #3d1615c0
+# %% ../../nbs/core/05_data.ipynb #c60e81fa
 def load(
     name,          # Toyland task, set of the manifest, file, or hub id (owner/name)
     split="train", # train | valid | test
@@ -137,7 +137,7 @@ def load(
     **knobs,       # of a Toyland task
 ) -> Dataset:
     "A Dataset with `id`, `input`, `label` and where there are such `rationale`, `teacher_label`; all text."
-    if name in TASKS:
+    if name in every_task():
         ds = task(name, split, n or 1000, seed, **knobs)
         ds = corrupt(ds, teacher_noise, seed, "label", into="teacher_label")
         return corrupt(ds, teacher_noise, seed + 1, "rationale") if teacher_noise else ds
@@ -146,7 +146,7 @@ def load(
         rows = of_split(rename(read_rows(name), parse_columns(columns), name), split)
     elif "/" in name: rows = rename(hub_rows(name, split), parse_columns(columns), name)
     else:
-        raise KitError(f"no data {name!r}{nearest(name, [*TASKS, *manifest()])}; "
+        raise KitError(f"no data {name!r}{nearest(name, [*every_task(), *manifest()])}; "
                        "a file must end in .jsonl, .json or .csv")
     if not rows: raise KitError(f"data {name!r}: no {split} rows")
     if n and n < len(rows): rows = random.Random(f"rows {seed}").sample(rows, n)

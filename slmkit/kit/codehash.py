@@ -204,11 +204,11 @@ def take(self: Walk, m, name, node):
     if digest(tree) not in self.parts.setdefault(part, {}): self.parts[part][digest(tree)] = 1; self.follow(m,
         m.refs(node))
 
-# %% ../../nbs/kit/02_codehash.ipynb #fdb619c8
+# %% ../../nbs/kit/02_codehash.ipynb #88c8d653
 @patch
 def reach(self: Walk, full, name):
-    "Count what a name of a module stands for, wherever it was defined."
-    self.enter(full)
+    "Count what a name of a module stands for, wherever it was defined; the name of a module makes it known."
+    self.enter(full); self.enter(f"{full}.{name}")
     m = self.modules.get(full) or self.lib.get(full)
     if m is None: return
     for node in m.names.get(name, ()): self.take(m, name, node)
