@@ -1,23 +1,53 @@
-"The shipped weights still do what their card says, and the recipe begins as it began."
+"The shipped weights still do what their cards say, and each recipe begins as it began."
 import math
-from slmkit.core.abilities import abilities
-from slmkit.core.t5_1m import new_t5, start_of
-from slmkit.toyland.tokenizer import build_tokenizer
+import pytest
+from slmkit.core.abilities import LONG, abilities
+from slmkit.core.recipes import SHAPES, new_model, start_of
+from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model, zoo, zoo_folder
+from slmkit.toyland.tokenizer import build_tokenizer
 
-def test_the_card_is_reached():
-    card = zoo()["t5-1m"]
-    found = abilities(*load_model("t5-1m", device="cpu"), n=60, seed=1)
-    for name, share in card["abilities"].items():
-        off = 4*math.sqrt(max(share*(1 - share), .01)/60)
-        assert abs(found[name] - share) <= off, f"{name}: {found[name]:.2f}, the card says {share:.2f}"
+@pytest.mark.parametrize("name", list(zoo()))
+def test_the_card_is_reached(name):
+    card = zoo()[name]
+    found = abilities(*load_model(name, device="cpu", kind=card["kind"]), n=40, seed=1)
+    assert set(found) == set(card["abilities"])
+    for ability, share in card["abilities"].items():
+        n = 10 if ability in LONG else 40
+        off = 4*math.sqrt(max(share*(1 - share), .02)/n)
+        assert abs(found[ability] - share) <= off, f"{ability}: {found[ability]:.2f}, the card says {share:.2f}"
 
-def test_the_card_knows_its_file():
-    card = zoo()["t5-1m"]
-    assert card["bytes"] == (zoo_folder()/"t5-1m/model.safetensors").stat().st_size
-    assert card["parameters"] == sum(p.numel() for p in new_t5(build_tokenizer()).parameters())
+@pytest.mark.parametrize("name", list(zoo()))
+def test_the_card_knows_its_file(name):
+    card, kind = zoo()[name], name.partition("-s")[0]
+    assert card["bytes"] == (zoo_folder()/name/"model.safetensors").stat().st_size
+    assert card["parameters"] == sum(p.numel() for p in new_model(kind, build_tokenizer()).parameters())
+    assert card["tokens"] == card["history"][-1]["tokens"] > 1e7
 
-def test_a_further_stage_begins_with_the_shipped_weights():
-    shipped, _ = load_model("t5-1m", device="cpu")
-    begun = start_of(2, build_tokenizer())
+@pytest.mark.parametrize("name", [n for n in zoo() if "-s" not in n])
+def test_a_further_stage_begins_with_the_shipped_weights(name):
+    shipped, _ = load_model(name, device="cpu", kind=zoo()[name]["kind"])
+    begun = start_of(name, 2, build_tokenizer())
     assert all((p == q).all() for p, q in zip(shipped.parameters(), begun.parameters()))
+
+def test_equal_seeds_make_equal_weights_and_another_seed_another_base():
+    tok = build_tokenizer()
+    for name in SHAPES:
+        one, two, other = (start_of(name, 1, tok, s).state_dict() for s in (0, 0, 1))
+        assert all((one[k] == two[k]).all() for k in one)
+        assert any((one[k] != other[k]).any() for k in one)
+
+def test_a_stage_or_model_that_is_none_is_one_line():
+    with pytest.raises(KitError, match="no stage 7"): start_of("t5-1m", 7, build_tokenizer())
+    with pytest.raises(KitError, match="did you mean 'lm-1m'"): new_model("lm-2m", build_tokenizer())
+
+@pytest.mark.parametrize("kind, wrong", [("seq2seq", "lm-1m"), ("causal", "t5-1m"), ("masked", "lm-1m"), ("causal", "bert-1m")])
+def test_a_model_of_another_kind_is_one_line(kind, wrong):
+    with pytest.raises(KitError, match=f"is no {kind} model"): load_model(wrong, kind=kind)
+
+def test_a_decoder_reads_512_tokens_and_an_encoder_has_a_head():
+    lm, tok = load_model("lm-1m", device="cpu", kind="causal")
+    ids = tok("ana has 3 apples . "*90, return_tensors="pt")["input_ids"][:, :512]
+    assert ids.shape[1] == 512 and lm(ids).logits.shape == (1, 512, len(tok))
+    head, _ = load_model("bert-1m", device="cpu", kind="classifier", num_labels=3)
+    assert head.fresh and head(tok("ana has 3 apples .", return_tensors="pt")["input_ids"]).logits.shape == (1, 3)

@@ -68,8 +68,8 @@ def checksum(lines): return hashlib.sha256("\n".join(lines).encode()).hexdigest(
 def test_the_stream_that_the_zoo_has_read():
     "If this changes, the shipped models have read other documents: pretrain them again, then change the sums."
     rng = random.Random(7)
-    assert checksum(text(rng) for _ in range(500)) == "e3ce043d25363557"
-    assert checksum(pieces()) == "b6fe304b3d525744"
+    assert checksum(text(rng) for _ in range(500)) == "44471582c6fa3c41"
+    assert checksum(pieces()) == "1db680dbed7a11f7"
 
 def test_equal_seeds_give_equal_texts():
     one, two, other = ([text(random.Random(s)) for _ in range(3)] for s in (1, 1, 2))
