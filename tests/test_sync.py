@@ -70,9 +70,9 @@ def test_the_sidebar_lists_every_notebook_once(synced):
 
 def test_hand_edits_of_generated_files_are_undone(fresh):
     before = state(fresh)
-    for name in ("slmkit/core/world.py", "nbs/sidebar.yml"): (fresh/name).write_text("x = 1\n")
+    for name in ("slmkit/toyland/world.py", "nbs/sidebar.yml"): (fresh/name).write_text("x = 1\n")
     said = slmkit(fresh, "sync")
-    assert state(fresh) == before and "wrote slmkit/core/world.py" in said and "wrote nbs/sidebar.yml" in said
+    assert state(fresh) == before and "wrote slmkit/toyland/world.py" in said and "wrote nbs/sidebar.yml" in said
 
 def test_no_exported_module_holds_a_mark_of_labs(synced):
     for p in (synced[0]/"slmkit").rglob("*.py"):
@@ -273,7 +273,7 @@ def test_a_broken_notebook_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(KitError, match="a.ipynb is no notebook"): kit.notebook_problems(path)
 
-OURS = "core/00_settings core/01_world core/02_tasks core/03_documents core/04_tokenizer kit/00_sync".split()
+OURS = "core/00_settings toyland/01_world toyland/02_tasks toyland/03_documents toyland/04_tokenizer kit/00_sync".split()
 @pytest.mark.parametrize("name", OURS)
 def test_budgets(name):
     assert kit.notebook_problems(ROOT/f"nbs/{name}.ipynb") == []
