@@ -6,10 +6,10 @@ Docs: https://slmkit.github.io/slmkit/kit/bench.html.md"""
 
 # %% auto #0
 __all__ = ['TINY', 'tiny', 'command', 'by_papermill', 'by_slmkit', 'plain', 'texts', 'compare', 'own_memory', 'memory',
-           'one_round', 'machine', 'bench', 'planning', 'verbs']
+           'one_round', 'machine', 'bench', 'planning', 'others', 'verbs']
 
-# %% ../../nbs/kit/08_bench.ipynb #b04ebc64
-import json, os, platform, re, shutil, subprocess, sys, tempfile, time
+# %% ../../nbs/kit/08_bench.ipynb #1e93fbcf
+import importlib, json, os, platform, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core.settings import KitError, project_root
 from .plan import chosen, plan
@@ -178,11 +178,17 @@ def planning(
     seconds = round(time.monotonic() - begun, 2); shutil.rmtree(folder)
     return dict(cached_runs=len(done), seconds=seconds)
 
-# %% ../../nbs/kit/08_bench.ipynb #a580cde1
+# %% ../../nbs/kit/08_bench.ipynb #f23b9f2a
+def others():
+    "Names of the modules with further benchmarks."
+    import pkgutil, slmkit.kit
+    return [f"slmkit.kit.{m.name}" for m in pkgutil.iter_modules(slmkit.kit.__path__) if m.name.startswith("bench_")]
+
+# %% ../../nbs/kit/08_bench.ipynb #4844204e
 def verbs(
     app, # typer.Typer
 ):
-    "Add `bench run` to the command line."
+    "Add `bench run`, and what `others` join to it, to the command line."
     import typer
     group = typer.Typer(no_args_is_help=True, help="Measure slmkit against what people use otherwise.")
     app.add_typer(group, name="bench")
@@ -195,3 +201,4 @@ def verbs(
             help="The project's techniques at smoke instead."), side: int = typer.Option(2, help="Processes at once.")):
         "Runs per minute against plain papermill, on the same notebooks with equal outputs; memory; planning. JSON."
         print(json.dumps(bench(n, rounds, suite, side) | dict(planning=planning()), indent=1))
+    for name in others(): importlib.import_module(name).join(group)
