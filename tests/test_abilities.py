@@ -47,7 +47,7 @@ def test_a_model_of_another_kind_is_one_line(kind, wrong):
 
 def test_a_decoder_reads_512_tokens_and_an_encoder_has_a_head():
     lm, tok = load_model("lm-1m", device="cpu", kind="causal")
-    ids = tok("ana has 3 apples . "*90, return_tensors="pt")["input_ids"][:, :512]
+    ids = tok("ana has 3 apples . "*120, return_tensors="pt")["input_ids"][:, :512]
     assert ids.shape[1] == 512 and lm(ids).logits.shape == (1, 512, len(tok))
     head, _ = load_model("bert-1m", device="cpu", kind="classifier", num_labels=3)
     assert head.fresh and head(tok("ana has 3 apples .", return_tensors="pt")["input_ids"]).logits.shape == (1, 3)

@@ -13,7 +13,8 @@ FILES = dict(__init__="",
     fit='from lib.tasks import task\nfrom lib import settings as s\nfrom fastcore.basics import patch\n'
         'class Model:\n    size = 1\n    def go(self): return self.deep()\n'
         '@patch\ndef deep(self: Model): return inner()\n@patch\ndef unused(self: Model): return 9\n'
-        'def inner(): return 2\ndef fit(name):\n    from lib.late import later\n    return task(name), Model().go(), s.LIMIT, later\ndef other(): return 0',
+        'def inner(): return 2\ndef fit(name):\n    from lib.late import later\n    from lib import more\n    return task(name), Model().go(), s.LIMIT, later\ndef other(): return 0',
+    more="from lib.tasks import toytask\n@toytask('weaving')\ndef weaving(): return 1",
     late="def later(): return 1\ndef never(): return 2",
     extra="from lib.fit import Model\nfrom fastcore.basics import patch\n@patch\ndef plot(self: Model): return 1")
 CELLS = ["# prose\nfrom lib.fit import fit\nfrom lib.settings import settings", "import lib.extra",
@@ -60,6 +61,10 @@ def test_solution_marks_do_not_count(code):
 def test_a_task_named_by_a_parameter_is_reached(code):
     sorting = dict(tasks=("def sorting(): return 1", "def sorting(): return 2"))
     assert code(given=dict(data="sorting"), **sorting) != code(given=dict(data="sorting"))
+def test_a_task_of_a_module_that_is_imported_inside_a_function_is_reached(code):
+    weaving = dict(more=("def weaving(): return 1", "def weaving(): return 2"))
+    assert code(given=dict(data="weaving"), **weaving) != code(given=dict(data="weaving"))
+    assert code(given=dict(data="facts"), **weaving) == code(given=dict(data="facts"))
 def test_changed_default_of_a_knob_counts(tmp_path):
     a, b, c = (write_notebook(tmp_path/f"{i}.ipynb", "1", parameters=f"profile = 'cpu'\nseed = {s}\nrate = {r}") for i, s, r in ((0, 0, .1), (1, 0, .2), (2, 1, .1)))
     assert hashes(a, {})["code"] == hashes(c, {})["code"] != hashes(b, {})["code"]

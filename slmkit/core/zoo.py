@@ -8,25 +8,28 @@ Docs: https://slmkit.github.io/slmkit/core/zoo.html.md"""
 __all__ = ['KINDS', 'zoo_folder', 'zoo', 'sha256', 'verify', 'from_pretrained', 'with_decoder', 'place', 'load_model',
            'check_kind', 'warn_unknown', 'warm_up']
 
-# %% ../../nbs/core/06_zoo.ipynb #db8d2eb0
+# %% ../../nbs/core/06_zoo.ipynb #6125c0d7
 import hashlib, json
 from pathlib import Path
 import torch
 from .settings import KitError, nearest, package_folder
 from ..toyland.tokenizer import unknown_share
 
-# %% ../../nbs/core/06_zoo.ipynb #5404ae8b
+# %% ../../nbs/core/06_zoo.ipynb #c7bcfcac
 def zoo_folder(): "The folder of the shipped models."; return package_folder()/"zoo"
 def zoo():
-    "The cards of all shipped models: {name: card}."
-    return {p.parent.name: json.loads(p.read_text()) for p in sorted(zoo_folder().glob("*/card.json"))}
+    "The cards of all shipped models: {name: card}; a card that can't be read is empty, and `verify` says so."
+    def card(path):
+        try: return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError): return {}
+    return {p.parent.name: card(p) for p in sorted(zoo_folder().glob("*/card.json"))}
 
 # %% ../../nbs/core/06_zoo.ipynb #7902fa59
 def sha256(path):
     "Checksum of a file, hexadecimal."
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../../nbs/core/06_zoo.ipynb #44d17ebe
+# %% ../../nbs/core/06_zoo.ipynb #6cf8da9e
 def verify(
     name, # zoo name
 ):
@@ -34,6 +37,7 @@ def verify(
     path, mend = zoo_folder()/name/"model.safetensors", \
         "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
     if not path.is_file(): raise KitError(f"zoo model {name!r}: {path} is missing: {mend}")
+    if "sha256" not in zoo().get(name, {}): raise KitError(f"zoo model {name!r}: its card is damaged: {mend}")
     if sha256(path) != zoo()[name]["sha256"]:
         raise KitError(f"zoo model {name!r}: {path} is corrupted (its checksum differs): {mend}")
 

@@ -299,13 +299,13 @@ def cells(
     last = max((i for i, t in enumerate(trees) if _records(t)), default=len(trees) - 1)
     return [_of_profile(_no_expect(t), profile) for t in trees[:last + 1]]
 
-# %% ../../nbs/kit/02_codehash.ipynb #77ff2d71
+# %% ../../nbs/kit/02_codehash.ipynb #f4ded9aa
 def walk_from(
     path,       # of the notebook
     parameters, # of the run: profile, seed, model, data, the knobs
     library=None, # None = the installed slmkit
 ):
-    "What a run depends on: (name -> hash of the cells and of all they reach, every short string among it)."
+    "What a run depends on: (name -> hash of the cells and of all they reach, their short strings, the cells' own)."
     trees, lib = cells(read(path), parameters.get("profile", "smoke")), library or Library(package_folder())
     here, walk = Module("", f"{lib.name}.this.notebook"), Walk(lib)
     for n in [n for t in trees for n in ast.walk(t) if isinstance(n, (ast.Import, ast.ImportFrom))]: here.add_import(n)
@@ -314,8 +314,9 @@ def walk_from(
     for t in trees: walk.follow(here, refs(t)._replace(imports=[]))
     walk.strings |= {x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v])
         if isinstance(x, str)}
+    own = set(walk.strings)
     parts = {f"cell {i}": digest(normal(t)) for i, t in enumerate(trees, 1)} | walk.run()
-    return parts, walk.strings
+    return parts, walk.strings, own
 
 # %% ../../nbs/kit/02_codehash.ipynb #8619b9a2
 @lru_cache(maxsize=4096)
@@ -378,16 +379,16 @@ def resolved(
     table = profiles(read(path)).get(parameters.get("profile"), {})
     return {k: parameters.get(k) or table.get(k) or "" for k in ("model", "data", "columns")}
 
-# %% ../../nbs/kit/02_codehash.ipynb #6e7846e3
+# %% ../../nbs/kit/02_codehash.ipynb #5ee8e021
 def hashes_and_parts(
     path,       # of the notebook
     parameters, # of the run
     library=None, # None = the installed slmkit
 ):
     "({code, model, data}, the code's parts)."
-    parts, strings = walk_from(path, parameters, library)
+    parts, strings, own = walk_from(path, parameters, library)
     at, zoo = resolved(path, parameters), package_folder()/"zoo"
-    named = sorted({at["model"], *(s for s in strings if s and s.isascii() and re.fullmatch(r"[\w.-]+", s)
+    named = sorted({at["model"], *(s for s in own if s and s.isascii() and re.fullmatch(r"[\w.-]+", s)
         and (zoo/s).is_dir())})
     models = [place_hash(str(zoo/m) if m and (zoo/m).is_dir() else m, WEIGHTS.pattern) for m in named]
     sets = [data_hash(at["data"], at["columns"]), *(data_hash(s)

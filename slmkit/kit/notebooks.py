@@ -192,8 +192,11 @@ def _plain(node):
     try: return ast.literal_eval(node)
     except ValueError: return None
 
-# %% ../../nbs/kit/01_notebooks.ipynb #38ddbc48
-def _table(node):
+# %% ../../nbs/kit/01_notebooks.ipynb #7ebdc682
+def _table(node, named):
+    "A dict written out, also as `dict(...)`, by a name of its cell, or joined by `|`."
+    if isinstance(node, ast.Name): return _table(named.get(node.id), {k: v for k, v in named.items() if k != node.id})
+    if isinstance(node, ast.BinOp): return {**_table(node.left, named), **_table(node.right, named)}
     if isinstance(node, ast.Call): return {k.arg: _plain(k.value) for k in node.keywords if k.arg}
     return node and isinstance(_plain(node), dict) and _plain(node) or {}
 
@@ -205,13 +208,17 @@ def settings_call(
     calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))
     return next((n for n in calls if n.func.id == "settings" and n.args), None)
 
-# %% ../../nbs/kit/01_notebooks.ipynb #32b2a68a
+# %% ../../nbs/kit/01_notebooks.ipynb #23c1d70b
 def profiles(
     nb, # notebook as a dict
 ):
     "Profile -> its knobs, from the notebook's call of `settings`; what is no plain value is None."
     for source, _ in sources(nb):
-        try: call = "settings(" in source and settings_call(ast.parse(source))
+        try: tree = "settings(" in source and ast.parse(source)
         except SyntaxError: continue
-        if call: return {k.arg: _table(k.value) for k in call.keywords if k.arg in ("smoke", "cpu", "gpu", "paper")}
+        call = tree and settings_call(tree)
+        if not call: continue
+        named = {n.targets[0].id: n.value for n in tree.body
+                 if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
+        return {k.arg: _table(k.value, named) for k in call.keywords if k.arg in ("smoke", "cpu", "gpu", "paper")}
     return {}
