@@ -154,7 +154,7 @@ def test_attack_gains_nothing(graded, name):
     if points is not None: assert result["points"] == points, problem(graded, name)
     if told: assert told in problem(graded, name)
     assert len(json.dumps(result)) < 20_000
-    assert result["exercises"][0]["seconds"] < 4
+    assert result["exercises"][0]["seconds"] < 12  # its limit is far below; a busy machine adds to it
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_odd_files(graded, name):
