@@ -193,7 +193,7 @@ def test_bench_names_what_is_missing_and_measures_the_rest(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in ("trl", "liger_kernel") else find(name, *a))
     result = json.loads(json.dumps(bench_kd.bench_kd(64, 128, 8, 12, repeats=3, compiled=False)))
     assert result["missing"] == ["trl", "liger_kernel"] and result["peers"] == {}
-    assert set(result["seconds"]) == {"slmkit", "products"} and {"torch", "python"} <= set(result["versions"]) and result["hardware"]
+    assert set(result["seconds"]) == {"slmkit", "slmkit_torch", "products"} and {"torch", "python"} <= set(result["versions"]) and result["hardware"]
     s = result["seconds"]["slmkit"]
     assert s["least"] <= s["median"] <= s["most"]
 

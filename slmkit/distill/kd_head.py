@@ -171,18 +171,22 @@ def headless(
     try: yield head.weight
     finally: del head.forward
 
-# %% ../../nbs/distill/02_kd_head.ipynb #4b03d444
+# %% ../../nbs/distill/02_kd_head.ipynb #d263a987
 def memory_figure(
     records, # of the claim `smaller-than-dense`: dicts with `arms`
     ax,      # matplotlib axes
 ):
     "Peak memory against the vocabulary, dense and chunked, on logarithmic axes."
     arms = records[-1]["arms"]  # exact, so the same in every record
-    found = sorted(int(k.removeprefix("head_")) for k in arms if k.startswith("head_"))
-    for name, key, colour in ("dense: all logits", "dense", "tab:orange"), ("chunked head", "head", "tab:blue"):
-        y = [arms[f"{key}_{v}"] for v in found]
-        ax.plot(found, y, "o-", color=colour, lw=3, ms=8)
-        ax.annotate(f"{name}\n{y[-1]:,.0f} MB", (found[-1], y[-1]), xytext=(10, 0), textcoords="offset points",
-                    va="center", color=colour)
-    ax.set_xscale("log", base=2); ax.set_yscale("log"); ax.set_xticks(found, [f"{v:,}" for v in found])
-    ax.set_xlabel("vocabulary"); ax.set_ylabel("peak memory, MB"); ax.margins(x=.25)
+    line = lambda key: sorted((int(k.split("_")[1]), y) for k, y in arms.items() if k.startswith(key + "_"))
+    dense, head = line("dense"), line("head")
+    far = head[-1][0]; dense_far = dense[-1][1]*far/dense[-1][0]
+    ax.plot(*zip(dense[-1], (far, dense_far)), "--", color="tab:orange", lw=2)
+    ends = (dense, "all logits", dense_far, "tab:orange"), (head, "in parts", head[-1][1], "tab:blue")
+    for points, name, y, colour in ends:
+        ax.plot(*zip(*points), "o-", color=colour, lw=3, ms=8)
+        ax.annotate(f"{name}\n{y:,.0f} MB", (far, y), xytext=(10, 0), textcoords="offset points", va="center",
+                    color=colour)
+    ax.set_xscale("log", base=2); ax.set_yscale("log"); ax.margins(x=.2)
+    ax.set_xticks([v for v, _ in head], [f"{v//1024}k" if v >= 1024 else v for v, _ in head])
+    ax.set_xlabel("vocabulary"); ax.set_ylabel("peak memory, MB")
