@@ -122,7 +122,7 @@ def update(
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     opt.step()
 
-# %% ../../nbs/core/07_fit.ipynb #aeffb5cf
+# %% ../../nbs/core/07_fit.ipynb #6d79f91a
 def fit(
     model,       # a PreTrainedModel, trained in place
     loss,        # `loss(model, batch)` → scalar tensor
@@ -133,6 +133,7 @@ def fit(
     warmup=.05,  # share of the run in which the rate rises
     clip=1.,     # largest norm of the gradient
     relative=False, # learning rate relative to each matrix' scale, see `rate_groups`
+    half=False,  # compute the loss in bfloat16 where PyTorch finds that safe (autocast); the weights stay float32
     bar=True,    # show progress
 ):
     "Train with AdamW; gives `.loss` (one a step), `.steps`, `.tokens`, `.compute` (parameters × tokens), `.seconds`."
@@ -142,7 +143,8 @@ def fit(
     with tqdm(total=100, disable=not bar, unit="%", leave=False, delay=2) as progress:
         while done < 1:
             batch = to(next(data), model.device)
-            value = loss(model.train(), batch); update(model, opt, value, done, lr, warmup, clip)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=half): value = loss(model.train(), batch)
+            update(model, opt, value, done, lr, warmup, clip)
             h.loss.append(value.item()); h.steps += 1; h.tokens += tokens_in(batch, two_sided(model))
             done = h.steps/steps if steps else h.tokens/tokens
             progress.update(min(100, int(100*done)) - progress.n)

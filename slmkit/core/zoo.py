@@ -125,7 +125,7 @@ def warn_unknown(
               "give a real checkpoint with --model FOLDER")
     return share
 
-# %% ../../nbs/core/06_zoo.ipynb #c2abfaf6
+# %% ../../nbs/core/06_zoo.ipynb #84a0055e
 def warm_up(
     model,     # with fresh parts, trained in place
     tokenizer, # its tokenizer
@@ -135,10 +135,11 @@ def warm_up(
     lr=5e-4,   # peak learning rate
     size=16,   # rows a batch
     longest=64, # tokens copied
+    half=False, # in bfloat16, as in `fit`
 ):
     "Teach the model to copy texts, encoder and decoder together; gives the history of `fit`."
     import random
     from slmkit.core.fit import batches, encode, fit
     rows = encode(tokenizer, inputs, inputs, longest)
     return fit(model, lambda m, b: m(**b).loss,
-               batches(rows, size, tokenizer.pad_token_id, random.Random(seed)), steps=steps, lr=lr)
+               batches(rows, size, tokenizer.pad_token_id, random.Random(seed)), steps=steps, lr=lr, half=half)

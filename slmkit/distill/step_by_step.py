@@ -74,13 +74,13 @@ def shuffled(
     return [rationales[after[i]] for i in range(len(rationales))]
 
 
-# %% ../../nbs/distill/01_step_by_step.ipynb #9dc96a06
+# %% ../../nbs/distill/01_step_by_step.ipynb #d622a687
 def train_arm(
     base,   # model that all arms start from
     tok,    # its tokenizer
     rows,   # as `encode` or `two_tasks` makes them
     loss,   # loss(model, batch)
-    cfg,    # knobs: size, lr by kind of arm, relative
+    cfg,    # knobs: size, lr by kind of arm, relative, half
     seed,   # of this run
     kind,   # label | both | sequence: whose learning rate
     **length, # steps= or tokens=
@@ -88,7 +88,7 @@ def train_arm(
     "(trained copy of the base, history)."
     model = arm(base, seed)
     data = batches(rows, cfg.size, tok.pad_token_id, random.Random(seed))
-    return model, fit(model, loss, data, lr=cfg.lr[kind], relative=cfg.relative, **length)
+    return model, fit(model, loss, data, lr=cfg.lr[kind], relative=cfg.relative, half=cfg.half, **length)
 
 # %% ../../nbs/distill/01_step_by_step.ipynb #efe5c3a0
 def right(
