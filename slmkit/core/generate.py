@@ -7,9 +7,10 @@ Docs: https://slmkit.github.io/slmkit/core/generate.html.md"""
 # %% auto #0
 __all__ = ['read', 'answers']
 
-# %% ../../nbs/core/12_generate.ipynb #3bab1833
+# %% ../../nbs/core/12_generate.ipynb #316e9117
 import torch
 from tqdm.auto import tqdm
+from .decode import decode
 
 # %% ../../nbs/core/12_generate.ipynb #f9b6d337
 def read(
@@ -27,7 +28,7 @@ def read(
     batch = tokenizer.pad(dict(input_ids=ids), padding_side="right" if two_sided else "left", return_tensors="pt")
     return batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
 
-# %% ../../nbs/core/12_generate.ipynb #34d4fec4
+# %% ../../nbs/core/12_generate.ipynb #27ae917d
 @torch.no_grad()
 def answers(
     model,     # an encoder-decoder or decoder PreTrainedModel
@@ -44,7 +45,6 @@ def answers(
     for at in tqdm(range(0, len(order), size), disable=not bar, leave=False, delay=2):
         part = order[at:at + size]
         asked, mask = read(model, tokenizer, [inputs[i] for i in part], max_length)
-        ids = model.generate(input_ids=asked, attention_mask=mask, max_new_tokens=most, do_sample=False, num_beams=1)
-        if not model.config.is_encoder_decoder: ids = ids[:, asked.shape[1]:]
-        out |= dict(zip(part, tokenizer.batch_decode(ids, skip_special_tokens=True)))
+        said = decode(model, asked, mask, most)
+        out |= dict(zip(part, tokenizer.batch_decode(said, skip_special_tokens=True)))
     return [out[i].strip() for i in range(len(inputs))]
