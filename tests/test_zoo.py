@@ -57,3 +57,17 @@ def test_unknown_name_and_empty_zoo(capsys, copy):
     for folder in copy.iterdir(): shutil.rmtree(folder)
     code, _, err = said(capsys, "zoo", "verify")
     assert code == 2 and "empty" in err and "\n" not in err
+
+def test_warming_up_trains_the_fresh_decoder_and_leaves_the_encoder(tmp_path):
+    from transformers import BertConfig, BertModel
+    from slmkit.toyland.tokenizer import build_tokenizer
+    tok = build_tokenizer(); tok.cls_token_id, tok.sep_token_id = tok.bos_token_id, tok.eos_token_id
+    BertModel(BertConfig(vocab_size=len(tok), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    model, tok = zoo.load_model(str(tmp_path), device="cpu")
+    state = lambda part: {k: v.clone() for k, v in part.state_dict().items()}
+    encoder, decoder = state(model.encoder), state(model.decoder)
+    zoo.warm_up(model, tok, ["ana has 3 apples ."]*16, 2)
+    assert all((v == encoder[k]).all() for k, v in state(model.encoder).items())
+    assert any((v != decoder[k]).any() for k, v in state(model.decoder).items())
+    assert all(p.requires_grad for p in model.parameters())

@@ -125,9 +125,9 @@ def warn_unknown(
               "give a real checkpoint with --model FOLDER")
     return share
 
-# %% ../../nbs/core/06_zoo.ipynb #84a0055e
+# %% ../../nbs/core/06_zoo.ipynb #ff6c724c
 def warm_up(
-    model,     # with fresh parts, trained in place
+    model,     # encoder-decoder with a fresh decoder, which is trained in place
     tokenizer, # its tokenizer
     inputs,    # list of str
     steps,     # of training
@@ -137,9 +137,10 @@ def warm_up(
     longest=64, # tokens copied
     half=False, # in bfloat16, as in `fit`
 ):
-    "Teach the model to copy texts, encoder and decoder together; gives the history of `fit`."
+    "Teach the decoder to copy texts that the encoder, unchanged, has read; gives the history of `fit`."
     import random
     from slmkit.core.fit import batches, encode, fit
-    rows = encode(tokenizer, inputs, inputs, longest)
-    return fit(model, lambda m, b: m(**b).loss,
-               batches(rows, size, tokenizer.pad_token_id, random.Random(seed)), steps=steps, lr=lr, half=half)
+    data = batches(encode(tokenizer, inputs, inputs, longest), size, tokenizer.pad_token_id, random.Random(seed))
+    encoder = model.get_encoder().requires_grad_(False)
+    try: return fit(model, lambda m, b: m(**b).loss, data, steps=steps, lr=lr, half=half)
+    finally: encoder.requires_grad_(True)
