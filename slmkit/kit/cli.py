@@ -11,9 +11,9 @@ __all__ = ['MODULES', 'build', 'answer', 'main']
 import importlib, importlib.util, os, sys
 from ..core.settings import KitError
 
-# %% ../../nbs/kit/09_cli.ipynb #d043f6f5
+# %% ../../nbs/kit/09_cli.ipynb #b18a6b9a
 MODULES = [f"slmkit.kit.{m}" for m in ("run_verbs", "bench", "ledger", "field", "report", "lab", "sync", "data_verbs",
-    "zoo_verbs", "start")]
+    "zoo_verbs", "start")] + ["slmkit.site.verbs"]
 
 # %% ../../nbs/kit/09_cli.ipynb #e7a15787
 def build(

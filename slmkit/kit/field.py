@@ -7,7 +7,8 @@ Docs: https://slmkit.github.io/slmkit/kit/field.html.md"""
 # %% auto #0
 __all__ = ['TEXTS', 'STYLE', 'SCRIPT', 'KEYS', 'known_from', 'entry', 'registry_path', 'write_registry', 'import_works', 'served',
            'registry', 'refresh', 'obstacle', 'field_rows', 'search', 'details', 'found_text', 'chooser', 'controls',
-           'field_page', 'field_table', 'by_family', 'one_work', 'verbs', 'print_field']
+           'field_rows_html', 'field_html', 'field_page', 'field_table', 'by_family', 'one_work', 'verbs',
+           'print_field']
 
 # %% ../../nbs/kit/11_field.ipynb #fa251c16
 import json, re
@@ -151,15 +152,19 @@ def details(
                  f"{', '.join(w['ids'])}</p>")
     return f"<details><summary>{escape(w['title'])}</summary>{''.join(parts)}</details>"
 
-# %% ../../nbs/kit/11_field.ipynb #ed5178c7
+# %% ../../nbs/kit/11_field.ipynb #fd248f31
 def found_text(
     w,       # work with results
     base="", # folder of the technique pages
 ):
     "What was found, with a link to the notebook's page; or what stands in the way."
     if not w["claims"]: return f"<small>{escape(w['obstacle'])}</small>"
-    link = lambda t: f'<a href="{base}{escape(t)}.html">{escape(t.split("/")[1])}</a>'
-    return "<br>".join(f"{tag(r['outcome'], r['label'])} {link(r['technique'])}" for r in w["results"])
+    out = []
+    for t in dict.fromkeys(r["technique"] for r in w["results"]):
+        n = Counter((r["outcome"], r["label"]) for r in w["results"] if r["technique"] == t)
+        tags = " ".join(tag(o, f"{k} × {said}" if k > 1 else said) for (o, said), k in n.items())
+        out.append(f'<a href="{base}{escape(t)}.html">{escape(t.split("/")[1])}</a> {tags}')
+    return "<br>".join(out)
 
 # %% ../../nbs/kit/11_field.ipynb #420d81d7
 STYLE = """
@@ -214,7 +219,32 @@ def controls(works):
     box = f'<input id="q" type="search" placeholder="search {len(works)} works" aria-label="search">'
     return f'<div class="bar">{box}{picks}</div><div class="fam">{buttons}</div><p id="n" class="soft"></p>'
 
-# %% ../../nbs/kit/11_field.ipynb #86b17b9e
+# %% ../../nbs/kit/11_field.ipynb #1b24474c
+def field_rows_html(
+    works,   # of `field_rows`
+    base="", # folder of the technique pages, for links
+):
+    "The table of works, what was rebuilt first, with the data that its script sorts and filters by."
+    works = sorted(works, key=lambda w: not w["claims"])
+    cells = [[details(w), w["family"], w["type"], w["tier"], found_text(w, base)] for w in works]
+    found = lambda w: "|".join(w["outcomes"]) or "~" + w["obstacle"]
+    data = [dict(title=w["title"], family=w["family"], type=w["type"], tier=w["tier"], found=found(w),
+                 outcomes="|".join(w["outcomes"])) for w in works]
+    html = table(list(KEYS.values()), cells, [" ".join(f'data-{k}="{escape(v)}"' for k, v in d.items()) for d in data])
+    for k, name in KEYS.items(): html = html.replace(f"<th>{escape(name)}", f'<th data-k="{k}">{escape(name)}', 1)
+    return html
+
+# %% ../../nbs/kit/11_field.ipynb #816a22ac
+def field_html(
+    works,   # of `field_rows`
+    base="", # as for `field_rows_html`
+):
+    "Heading, controls and table: what is inside the page. SCRIPT and STYLE belong to it."
+    made = sum(bool(w["claims"]) for w in works)
+    intro = f"<h1>The field: {len(works)} works</h1><p>{made} served by a notebook here. Open a title to read more.</p>"
+    return intro + controls(works) + field_rows_html(works, base)
+
+# %% ../../nbs/kit/11_field.ipynb #a8ff2811
 def field_page(
     path,        # of the HTML file to write
     root=None,   # the project
@@ -222,18 +252,7 @@ def field_page(
     base="",     # folder of the technique pages, for links
 ):
     "Write the searchable, sortable map of all works as one HTML file; gives its path."
-    works = sorted(field_rows(root, folder), key=lambda w: not w["claims"])  # what was rebuilt comes first
-    made = sum(bool(w["claims"]) for w in works)
-    cells = [[details(w), w["family"], w["type"], w["tier"], found_text(w, base)] for w in works]
-    found = lambda w: "|".join(w["outcomes"]) or "~" + w["obstacle"]
-    data = [dict(title=w["title"], family=w["family"], type=w["type"], tier=w["tier"], found=found(w),
-                 outcomes="|".join(w["outcomes"]))
-            for w in works]
-    attrs = [" ".join(f'data-{k}="{escape(v)}"' for k, v in d.items()) for d in data]
-    html = table(list(KEYS.values()), cells, attrs)
-    for k, name in KEYS.items(): html = html.replace(f"<th>{escape(name)}", f'<th data-k="{k}">{escape(name)}', 1)
-    intro = f"<h1>The field: {len(works)} works</h1><p>{made} served by a notebook here. Open a title to read more.</p>"
-    return write_text(path, page("The field map", intro + controls(works) + html, SCRIPT, STYLE))
+    return write_text(path, page("The field map", field_html(field_rows(root, folder), base), SCRIPT, STYLE))
 
 # %% ../../nbs/kit/11_field.ipynb #4e7d2cdc
 def field_table(works):

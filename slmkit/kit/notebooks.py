@@ -41,8 +41,8 @@ def sources(
     return [("".join(c["source"]), tuple(c["metadata"].get("tags", ()))) for c in nb["cells"]
         if c["cell_type"] == "code"]
 
-# %% ../../nbs/kit/01_notebooks.ipynb #f802092b
-NO_TECHNIQUES = "core", "toyland", "kit", "field" # families that hold tools and pages
+# %% ../../nbs/kit/01_notebooks.ipynb #b53a8e74
+NO_TECHNIQUES = "core", "toyland", "kit", "site", "field" # families that hold tools and pages
 
 # %% ../../nbs/kit/01_notebooks.ipynb #52a3804b
 def techniques(
