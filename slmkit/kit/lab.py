@@ -10,11 +10,12 @@ __all__ = ['BEGIN', 'END', 'MARKS', 'FIELDS', 'KERNEL', 'ADVICE', 'SETUP', 'PLAC
            'run_solution', 'markdown_of', 'notebook', 'file_name', 'opening', 'example', 'worth', 'around', 'body',
            'sheet', 'write', 'build', 'verbs']
 
-# %% ../../nbs/kit/20_lab.ipynb #7942ed27
+# %% ../../nbs/kit/20_lab.ipynb #c2a66fd3
 import ast, hashlib, json, os, re, tempfile, textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.settings import KitError, directives, nearest, project_root
+from .sync import TECHNIQUES
 
 # %% ../../nbs/kit/20_lab.ipynb #64014ab8
 BEGIN, END = r"^(?P<indent>[ \t]*)### BEGIN SOLUTION[^\n]*\n", r"^[ \t]*### END SOLUTION[^\n]*$"
@@ -152,15 +153,15 @@ def read(
     digest = hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:12]
     return Lab(named[0].replace(".", "/"), first("# "), first("> "), cells, found, slmkit.__version__, digest)
 
-# %% ../../nbs/kit/20_lab.ipynb #a1cbb0ab
+# %% ../../nbs/kit/20_lab.ipynb #ef4ac29e
 def technique_notebooks(
     root=None, # the project; None = around this folder
 ):
-    "Notebook of each technique by name: every nbs/<family>/NN_<name>.ipynb whose family is not core or kit."
+    "Notebook of each technique by name: every nbs/<family>/NN_<name>.ipynb of a family that holds techniques."
     root = root or project_root()
     if not root: raise KitError("lab: no slmkit project here: run it inside a clone, or give the path of a notebook")
     paths = sorted(Path(root, "nbs").glob("[a-z]*/[0-9][0-9]_*.ipynb"))
-    return {f"{p.parent.name}/{p.stem[3:]}": p for p in paths if p.parent.name not in ("core", "kit")}
+    return {f"{p.parent.name}/{p.stem[3:]}": p for p in paths if p.parent.name in TECHNIQUES}
 
 # %% ../../nbs/kit/20_lab.ipynb #6ab66606
 def find(

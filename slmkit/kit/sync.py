@@ -80,10 +80,10 @@ def write(
     os.replace(new, path)
     return path
 
-# %% ../../nbs/kit/00_sync.ipynb #ee143a77
-NAMES = dict(core="Core", toyland="Toyland", kit="Kit", site="Site", distill="Distillation", reason="Reasoning", adapt="Adaptation", compress="Compression",
-    infer="Inference", synth="Synthetic data", pretrain="Pretraining", align="Alignment", retrieve="Retrieval",
-    judge="Judging", agents="Agents", senses="Other senses")
+# %% ../../nbs/kit/00_sync.ipynb #6176d41c
+NAMES = dict(core="Core", toyland="Toyland", kit="Kit", site="Site", distill="Distillation", reason="Reasoning",
+    adapt="Adaptation", compress="Compression", infer="Inference", synth="Synthetic data", pretrain="Pretraining",
+    align="Alignment", retrieve="Retrieval", judge="Judging", agents="Agents", senses="Other senses")
 def sidebar(
     root, # the project
 ):
