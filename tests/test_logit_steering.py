@@ -50,8 +50,8 @@ def test_matched_meets_the_shift_or_stops_at_its_ends():
     reachable = free[:, 0] < 99
     gap = shift(steered(large, tuned, base, free), large) - shift(tuned, base)
     assert reachable.any() and gap[reachable].abs().max() < 1e-9
-    assert torch.allclose(capped, free.clamp(max=2.), atol=1e-9) and (capped == 2.).sum() == 0  # an interval's middle never is its end
-    assert matched(large, base, base).max() < 1e-5
+    assert torch.allclose(capped, free.clamp(max=2.), atol=1e-9) and (capped > 1.999).any() and (capped < 1.9).any()
+    assert torch.allclose(steered(large, base, base, matched(large, base, base)), large, atol=1e-12)  # nothing was tuned
 
 def test_one_model_in_step_is_transformers_greedy_search(lm):
     model, tok = lm
@@ -120,15 +120,15 @@ def qwen(tok, folder, **shape):
         num_key_value_heads=1, eos_token_id=1, pad_token_id=0, bos_token_id=3, **shape)).save_pretrained(folder)
     return str(folder)
 
-CLAIMS = {"steering-joins-knowledge-and-behaviour", "dynamic-beats-static", "dynamic-closes-the-gap", "knowledge-comes-from-pretraining"}
+CLAIMS = {"steering-joins-knowledge-and-behaviour", "dynamic-beats-static", "dynamic-closes-the-gap", "facts-come-from-pretraining"}
 def test_gpu_path_on_a_real_pair_of_tiny_checkpoints_and_a_file(tmp_path, monkeypatch, lm):
     tok = lm[1]
     large = qwen(tok, tmp_path/"large", num_hidden_layers=3, vocab_size=len(tok) + 8)  # padded, as larger models of a family are
     small = qwen(tok, tmp_path/"small", num_hidden_layers=1)
-    mine, parts = tmp_path/"mine.jsonl", ["train"]*10 + ["test"]*90
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}", rationale=f"{i + 1} . good .", split=s)) for i, s in enumerate(parts)))
+    mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
+    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}", rationale=f"{i + 1} . good .")) for i in range(100)))
     found = run(tmp_path, monkeypatch, profile="gpu", model=large, small=small, data=str(mine), steps=2)
-    assert set(found) == CLAIMS and found["dynamic-beats-static"]["n_rows"] == 20
+    assert set(found) == CLAIMS and found["dynamic-beats-static"]["n_rows"] == 15
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
 def test_gpu_path_cuts_a_checkpoint(tmp_path, monkeypatch, lm):
@@ -138,7 +138,7 @@ def test_gpu_path_cuts_a_checkpoint(tmp_path, monkeypatch, lm):
 
 def test_same_seed_same_record(tmp_path, monkeypatch):
     one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == CLAIMS - {"knowledge-comes-from-pretraining"}  # whose arms are slow
+    assert one == two and set(one) == CLAIMS - {"facts-come-from-pretraining"}  # whose arms are slow
 
 def test_figure_needs_no_run():
     import matplotlib

@@ -102,26 +102,27 @@ class Dynamic:
         self.weights.append(weight[:, 0])
         return steered(large, tuned, base, weight)
 
-# %% ../../nbs/adapt/02_logit_steering.ipynb #711cc7b7
-PLACES = dict(large=("large", "tab:blue"), small=("small", "tab:gray"), small_tuned=("small, tuned", "tab:orange"),
-              large_tuned=("large, tuned", "black"), dynamic=("steered, dynamic", "tab:green"),
-              down=("small, steered by the large pair", "tab:red"))
+# %% ../../nbs/adapt/02_logit_steering.ipynb #2b508430
+PLACES = dict(large=("large", "tab:blue", 12, -4), small=("small", "tab:gray", 12, -4),
+              small_tuned=("small, tuned", "tab:orange", 0, -22), large_tuned=("large, tuned", "black", 10, 16),
+              dynamic=("steered, dynamic weight", "tab:green", 12, -8),
+              down=("small, steered by the large pair", "tab:red", 12, -4))
 def plane_figure(
-    records, # of the claim `knowledge-comes-from-pretraining`: dicts with `arms`
+    records, # of the claim `facts-come-from-pretraining`: dicts with `arms`
     ax,      # matplotlib axes
 ):
-    "Facts known against answers in form, mean over the records: the models, and the path of static steering."
+    "Right facts against answers in form, mean over the records: the models, and the path of static steering."
     mean = {k: sum(r["arms"][k] for r in records)/len(records) for k in records[0]["arms"]}
     point = lambda name: (mean[f"{name}_form"], mean[f"{name}_knows"])
     alphas = sorted({float(k.split("_")[1]) for k in mean if k.startswith("at_")})
-    path = [point("large")] + [point(f"at_{a}") for a in alphas]
+    path = [point("large")] + [point(f"at_{w}") for w in alphas]
     ax.plot(*zip(*path), "o-", color="tab:cyan", lw=3, ms=7, zorder=1)
-    for a, at in zip(alphas, path[1:]):
-        ax.annotate(f"{a:g}", at, xytext=(0, -15), textcoords="offset points", ha="center", color="tab:cyan")
-    for name, (label, colour) in PLACES.items():
-        x, y = point(name)
-        ax.plot(x, y, "*" if name == "dynamic" else "o", color=colour, ms=18 if name == "dynamic" else 12)
-        ax.annotate(label, (x, y), xytext=(10 if x < .5 else -10, 8), textcoords="offset points", color=colour,
-                    ha="left" if x < .5 else "right")
-    ax.set(xlabel="behaviour: answers in the right form", ylabel="knowledge: answers with the right fact",
-           xlim=(-.05, 1.05), ylim=(0, 1.05))
+    for w, at in zip(alphas, path[1:]):
+        ax.annotate(f"{w:g}", at, xytext=(-8, -13), textcoords="offset points", ha="right", color="tab:cyan")
+    for name, (label, colour, right, up) in PLACES.items():
+        at = point(name)
+        ax.plot(*at, "*" if name == "dynamic" else "o", color=colour, ms=18 if name == "dynamic" else 12)
+        ax.annotate(label, at, xytext=(right, up), textcoords="offset points", color=colour,
+                    ha="left" if at[0] < .5 else "right")
+    ax.set(xlabel="behaviour: answers in the right form", ylabel="knowledge: right facts", xlim=(-.05, 1.05),
+           ylim=(0, 1.1))

@@ -122,16 +122,14 @@ def update(
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     opt.step()
 
-# %% ../../nbs/core/07_fit.ipynb #6d79f91a
+# %% ../../nbs/core/07_fit.ipynb #09ee253b
 def fit(
     model,       # a PreTrainedModel, trained in place
     loss,        # `loss(model, batch)` → scalar tensor
     data,        # endless iterator of batches
-    steps=0,     # length of the run in steps, or
-    tokens=0,    # its budget in tokens processed: it ends with the batch that reaches it
+    steps=0, tokens=0, # length of the run in steps, or in tokens processed: it ends with the batch that reaches them
     lr=1e-3,     # peak learning rate
-    warmup=.05,  # share of the run in which the rate rises
-    clip=1.,     # largest norm of the gradient
+    warmup=.05, clip=1., # share of the run in which the rate rises; largest norm of the gradient
     relative=False, # learning rate relative to each matrix' scale, see `rate_groups`
     half=False,  # compute the loss in bfloat16 where PyTorch finds that safe (autocast); the weights stay float32
     bar=True,    # show progress

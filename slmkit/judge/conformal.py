@@ -35,7 +35,7 @@ def prompts(
     show = lambda form: [worded(form, r["input"], r["label"]) for r in rng.sample(rows, shots)]
     return [(form, sign.join(show(form)) + sign) for form, sign in forms]
 
-# %% ../../nbs/judge/01_conformal.ipynb #7dfeeba7
+# %% ../../nbs/judge/01_conformal.ipynb #ebc5aa8a
 @torch.no_grad()
 def label_probabilities(
     model, tokenizer, # a decoder
@@ -48,9 +48,11 @@ def label_probabilities(
     heads = [ids(f": {l}")[len(ids(":"))] for l in labels]
     if len(set(heads)) < len(heads): raise KitError(f"label_probabilities: two of {labels} begin with the same token")
     form, examples = prompt
-    start, out = [tokenizer.bos_token_id]*(tokenizer.bos_token_id is not None) + ids(examples), []
+    known, out = ids(examples.rstrip()), []  # a space belongs to the token after it
+    start = [tokenizer.bos_token_id]*(tokenizer.bos_token_id is not None) + known
     for i in range(0, len(texts), size):
-        batch = to(collate([dict(input_ids=ids(worded(form, t))) for t in texts[i:i + size]], 0), model.device)
+        whole = ids([examples + worded(form, t) for t in texts[i:i + size]])
+        batch = to(collate([dict(input_ids=w[len(known):]) for w in whole], 0), model.device)
         cache, n = DynamicCache(config=model.config), len(batch["input_ids"])
         model.eval()(input_ids=torch.tensor([start], device=model.device), past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(n)
@@ -59,7 +61,7 @@ def label_probabilities(
         out.append(last[:, heads].float().softmax(-1).cpu())
     return torch.cat(out).double().numpy()
 
-# %% ../../nbs/judge/01_conformal.ipynb #4c482348
+# %% ../../nbs/judge/01_conformal.ipynb #51acaf6f
 def conformal(
     scores,   # float[n]: scores of the right answers of n calibration rows, larger is stranger
     alpha=.1, # share of sets that may miss
@@ -81,7 +83,7 @@ def resample(
     q = np.array([rule(scores[rng.integers(len(scores), size=n)]) for _ in range(times)])
     return q, np.searchsorted(np.sort(scores), q, "right")/len(scores)
 
-# %% ../../nbs/judge/01_conformal.ipynb #9bc393b4
+# %% ../../nbs/judge/01_conformal.ipynb #72364eff
 def pac(
     scores,   # float[n]: as for `conformal`
     alpha=.1, # share of sets that may miss

@@ -80,7 +80,7 @@ def chosen(
     if word not in names: raise KitError(f"site build: no page {only!r}{nearest(word, [k for k in names if k])}")
     return [names[word]]
 
-# %% ../../nbs/site/10_build.ipynb #7613dc22
+# %% ../../nbs/site/10_build.ipynb #fe72c57b
 def outputs(
     b,    # Build
     urls, # of the pages to make
@@ -90,7 +90,8 @@ def outputs(
     "Address -> (run or None, what changed since the entries of the ledger)."
     keys = Keys(b.cache/"keys.json")
     wanted = {u: b.path(b.pages[u]) for u in urls if b.pages[u].source}
-    found = {u: keys(p) for u, p in wanted.items() if has_code(p)}
+    some = run or any((b.cache/"runs").glob("*.json"))  # without any, only what is stale has to be known
+    found = {u: keys(p) for u, p in wanted.items() if has_code(p) and (some or b.pages[u].kind == "technique")}
     keys.save()
     runs = {k["key"]: wanted[u] for u, k in found.items()}
     done = run_all(runs, b.cache/"runs", jobs if run else 0, b.say)
@@ -147,13 +148,13 @@ def student(lab):
     first = [(t, "\n\n".join(x for x in s.split("\n\n") if not x.startswith("Open in "))) for t, s in opening(lab, "")]
     return notebook(lab, first + body(lab, "student", {}), "student")
 
-# %% ../../nbs/site/10_build.ipynb #8ec55630
+# %% ../../nbs/site/10_build.ipynb #8f0e1a19
 def modules(b):
     "The index of the library: family by family, module by module."
     out = []
     for name, urls in b.sections:
         own = [b.pages[u] for u in urls if b.pages[u].names]
-        found = [dict(name=p.url[:-5].replace("/", "."), url=p.url, sentence=p.sentence, names=p.names) for p in own]
+        found = [dict(name=p.module, url=p.url, sentence=p.sentence, names=p.names) for p in own]
         if found: out.append(dict(name=name or "Kit", anchor=urls[0].split("/")[0], modules=found))
     return out
 

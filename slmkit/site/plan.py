@@ -7,11 +7,12 @@ Docs: https://slmkit.github.io/slmkit/site/plan.html.md"""
 # %% auto #0
 __all__ = ['OUTSIDE', 'DATA', 'address', 'base', 'way', 'resolve', 'Page', 'page_of', 'pages', 'sections', 'directory', 'lookup']
 
-# %% ../../nbs/site/07_plan.ipynb #497cb12f
+# %% ../../nbs/site/07_plan.ipynb #58381031
 import posixpath, re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
+from ..core.settings import directives
 from ..kit.notebooks import NO_TECHNIQUES, read, sources
 from ..kit.sync import notebooks, sidebar, title
 from .docs import exported
@@ -52,17 +53,18 @@ def resolve(
     there = address(there) if there.endswith(".ipynb") else there
     return quote(way(there, address(name))) + mark + at
 
-# %% ../../nbs/site/07_plan.ipynb #6d711a86
+# %% ../../nbs/site/07_plan.ipynb #bee31f3b
 @dataclass
 class Page:
     "One page of the site; `body` is what stands between the sidebar and the list of headings."
     url: str; title: str; sentence: str = ""; kind: str = "page"; source: str = ""; body: str = ""; script: str = ""
+    module: str = "" # that its notebook makes, such as core.claims
     toc: list = field(default_factory=list)     # (level, anchor, words)
     texts: list = field(default_factory=list)   # (anchor, heading, text), for the search
     names: list = field(default_factory=list)   # (name, first line of its docstring) of what its notebook exports
     figures: list = field(default_factory=list) # names of its pictures
 
-# %% ../../nbs/site/07_plan.ipynb #81cf1e21
+# %% ../../nbs/site/07_plan.ipynb #a36cd0d4
 def page_of(
     path, # of a notebook
     root, # the project
@@ -71,8 +73,9 @@ def page_of(
     name, nb = path.relative_to(Path(root, "nbs")).as_posix(), read(path)
     family, (head, sentence) = path.parent.name, title(nb)
     kind = "page" if "/" not in name else "library" if family in NO_TECHNIQUES else "technique"
-    names = exported([s for s, _ in sources(nb)])
-    return Page(address(name), head or path.stem, sentence, kind, f"nbs/{name}", names=names)
+    cells = [s for s, _ in sources(nb)]
+    module = next((m for s in cells if (m := directives(s).get("default_exp"))), "")
+    return Page(address(name), head or path.stem, sentence, kind, f"nbs/{name}", module=module, names=exported(cells))
 
 # %% ../../nbs/site/07_plan.ipynb #f3a14cea
 DATA = {"field.html": "Field map", "ledger.html": "Ledger", "labs.html": "Labs", "zoo.html": "Zoo",
@@ -94,7 +97,7 @@ def sections(
     top = [address(c) for c in contents if isinstance(c, str)]
     return [("", top)] + [(c["section"], [address(n) for n in c["contents"]]) for c in contents if isinstance(c, dict)]
 
-# %% ../../nbs/site/07_plan.ipynb #4d1dc14f
+# %% ../../nbs/site/07_plan.ipynb #d4d32ed7
 def directory(
     pages, # of `pages`
 ):
@@ -102,11 +105,10 @@ def directory(
     out = {}
     for p in pages.values():
         for name, _ in p.names: out.setdefault(name, []).append(p.url)
-    for p in (p for p in pages.values() if p.names):
-        for name in (module := p.url.removesuffix(".html").replace("/", ".")), f"slmkit.{module}": out[name] = [p.url]
+    for p in (p for p in pages.values() if p.module): out[p.module] = out[f"slmkit.{p.module}"] = [p.url]
     return out
 
-# %% ../../nbs/site/07_plan.ipynb #cc6a31ed
+# %% ../../nbs/site/07_plan.ipynb #80f361bf
 def lookup(
     name, # in backticks
     page, # on which it stands
@@ -119,5 +121,5 @@ def lookup(
         return f"{way(known[module][0], page.url)}#{last}" if known[module][0] in known.get(last, ()) else None
     found = known.get(name, [])
     if len(found) != 1 or found[0] == page.url: return None
-    if "." in name and name.split(".")[-1] == found[0].split("/")[-1][:-5]: return way(found[0], page.url)
+    if name.startswith("slmkit.") or f"slmkit.{name}" in known: return way(found[0], page.url)  # a module
     return f"{way(found[0], page.url)}#{name}" if "_" in name or not name.islower() else None
