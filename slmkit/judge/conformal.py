@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/judge/conformal.html.md"""
 
 # %% auto #0
 __all__ = ['FORMS', 'worded', 'prompts', 'label_probabilities', 'conformal', 'resample', 'pac', 'word_costs', 'parse', 'size',
-           'cheaper', 'options', 'alike', 'with_holes', 'path', 'first_miss', 'taken_away', 'ece', 'together']
+           'cheaper', 'options', 'alike', 'with_holes', 'path', 'first_miss', 'taken_away', 'together']
 
 # %% ../../nbs/judge/01_conformal.ipynb #07288f6e
 import math
@@ -192,18 +192,6 @@ def taken_away(paths):
     drops = sorted((p[i][0], p[i - 1][1] - p[i][1]) for p in paths for i in range(1, len(p)))
     nats, away = [d[0] for d in drops], 1 - np.cumsum([0., *(d[1] for d in drops)])/len(paths)
     return lambda tau: away[np.searchsorted(nats, tau)]
-
-# %% ../../nbs/judge/01_conformal.ipynb #bb1fc60f
-def ece(
-    probabilities, # float[n, labels]
-    labels,        # int[n]: the right ones
-    bins=10,       # of equal width, each with its upper edge
-):
-    "Expected calibration error of the likeliest label, a float in [0, 1]."
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.clip(np.ceil(sure*bins).astype(int) - 1, 0, bins - 1)
-    return np.abs(np.bincount(place, weights=right - sure, minlength=bins)).sum()/len(labels)
-
 
 # %% ../../nbs/judge/01_conformal.ipynb #6beef07d
 def together(
