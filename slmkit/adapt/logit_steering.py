@@ -118,7 +118,8 @@ def plane_figure(
     path = [point("large")] + [point(f"at_{w}") for w in alphas]
     ax.plot(*zip(*path), "o-", color="tab:cyan", lw=3, ms=7, zorder=1)
     for w, at in zip(alphas, path[1:]):
-        ax.annotate(f"{w:g}", at, xytext=(-8, -13), textcoords="offset points", ha="right", color="tab:cyan")
+        ax.annotate(f"{w:g}", at, xytext=(-8, -13 if w <= 1 else -5), textcoords="offset points", ha="right",
+                    color="tab:cyan")
     for name, (label, colour, right, up) in PLACES.items():
         at = point(name)
         ax.plot(*at, "*" if name == "dynamic" else "o", color=colour, ms=18 if name == "dynamic" else 12)
