@@ -170,7 +170,7 @@ def test_bad_input(lm, tmp_path):
 # ---- the notebook
 
 CLAIMS = {"fine-where-needed-with-outliers", "fine-where-needed", "better-than-even-spending", "scales-beat-lora-then-rounding-3",
-          "scales-beat-lora-then-rounding-4", "scales-restore-language-modeling"}
+          "scales-beat-lora-then-rounding-4", "scales-beat-lora-then-rounding-2", "scales-restore-language-modeling"}
 def run(tmp_path, monkeypatch, name="run", **parameters):
     "Execute the notebook; the records it wrote, by claim."
     record = tmp_path/f"{name}.jsonl"
