@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/compress/weight_only.html.md"""
 
 # %% auto #0
 __all__ = ['linears', 'affine', 'quantize', 'dequantize', 'round_trip', 'pack', 'unpack', 'QuantLinear', 'put', 'quantized',
-           'quantized_layers', 'effective_bits', 'own_tensors', 'save', 'read_back', 'spread', 'granularity',
+           'quantized_layers', 'effective_bits', 'own_tensors', 'narrow', 'save', 'read_back', 'spread', 'granularity',
            'scales_only', 'bits_figure']
 
 # %% ../../nbs/compress/03_weight_only.ipynb #c162e4ed
@@ -137,16 +137,18 @@ def own_tensors(model):
     for name, t in model.state_dict().items(): first.setdefault(t.data_ptr(), (name, t))
     return dict(first.values())
 
-# %% ../../nbs/compress/03_weight_only.ipynb #8cbdd172
+# %% ../../nbs/compress/03_weight_only.ipynb #dd7db66c
+def narrow(t): return t.bfloat16() if torch.equal(t.bfloat16().to(t.dtype), t) and t.is_floating_point() else t
+
+# %% ../../nbs/compress/03_weight_only.ipynb #4206ea33
 def save(
     model, # of `quantized`
     path,  # of a .safetensors file
-    rest=torch.bfloat16, # type of what is not quantized
 ):
-    "Write packed integers and zeros, 16-bit scales, the rest as `rest`; gives the bytes on the disk."
-    kind = lambda name, t: t.dtype if t.dtype == torch.uint8 else torch.half if name.endswith(".scale") else rest
+    "Write packed integers and zeros, 16-bit scales, the rest `narrow`; gives the bytes on the disk."
     layers = {n: [m.bits, m.parts] for n, m in quantized_layers(model).items()}
-    tensors = {n: t.to(kind(n, t)).contiguous() for n, t in own_tensors(model).items()}
+    kept = lambda name, t: t.half() if name.rpartition(".")[0] in layers and name.endswith(".scale") else narrow(t)
+    tensors = {n: kept(n, t).contiguous() for n, t in own_tensors(model).items()}
     save_file(tensors, path, {"weight_only": json.dumps(layers)})
     return Path(path).stat().st_size
 
