@@ -25,6 +25,8 @@ def reattest(
     if not old: raise KitError(f"{where}: seed {record.get('seed')} is not in the entry")
     if record.get("status", "ok") != "ok":
         raise KitError(f"{where}: the run of seed {record['seed']} failed: nothing is attested")
+    if bool(record.get("stacked")) != bool(old.get("stacked")):
+        raise KitError(f"{where}: trained alone once and once with others: nothing is attested")
     if record.get("hardware") != entry["hardware"]:
         raise KitError(f"{where}: ran on {record.get('hardware')}, the entry on {entry['hardware']}")
     check_hashes([record], where)

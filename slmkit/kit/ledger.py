@@ -92,6 +92,8 @@ def head(
     if not records: raise KitError("ledger: no records to publish: run slmkit confirm first")
     name = records[0].get("technique")
     check_hashes(records, f"{name}: all claims")
+    if len({bool(r.get("stacked")) for r in records}) > 1:
+        raise KitError(f"{name}: some seeds were trained together, others alone: one verdict holds one kind")
     fields = [setting(r) for r in records]
     for r, f in zip(records, fields):
         differ = [k for k in ONE if f[k] != fields[0][k]]
