@@ -183,8 +183,8 @@ def ways_figure(
     for name, (label, colour) in LINES.items():
         x, y = ([mean(f"{name}_{what}_{s}") for s in steps] for what in ("reached", "valid"))
         ax.plot(x, y, "-", color=colour, lw=2.5); ax.plot(x[-1], y[-1], "o", ms=11, color=colour, label=label)
-    for name, marker in dict(jsd="s", skew="D").items():
-        ax.plot(mean(f"{name}_reached"), mean(f"{name}_valid"), marker, color="gray", ms=8, label=name)
+    for name, marker, label in (("jsd", "s", "Jensen-Shannon"), ("skew", "D", "skewed KL")):
+        ax.plot(mean(f"{name}_reached"), mean(f"{name}_valid"), marker, color="gray", ms=8, label=label)
     ax.plot(mean("teacher_reached"), mean("teacher_valid"), "k*", ms=16, label="teacher")
     for x, y, text, side in ((0, 1, "drops", "left"), (1, 0, "blurs", "right")):
         ax.text(x, y, text, transform=ax.transAxes, ha=side, va="top" if y else "bottom", color="gray", style="italic")
