@@ -54,12 +54,13 @@ BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, 
 UNARY = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 FUNCTIONS = dict(min=min, max=max, abs=abs)
 
-# %% ../../nbs/reason/01_programs.ipynb #ebdb7901
+# %% ../../nbs/reason/01_programs.ipynb #f46bdeca
 def value(
-    node,  # of a syntax tree
+    node,  # of a syntax tree, or text
     names, # {name: number} of the variables that are set
 ):
     "The number that an expression stands for. KitError for whatever is not arithmetic, or too large."
+    if type(node) is str: node = ast.parse(node, mode="eval").body
     kind = type(node)
     if kind is ast.Constant and type(node.value) in (int, float): out = node.value
     elif kind is ast.Name and node.id in names: out = names[node.id]
