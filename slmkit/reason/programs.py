@@ -152,7 +152,7 @@ def recomputed(
     first = next((w for w in words if w.isdigit()), "")
     return as_program("n", first, steps)
 
-# %% ../../nbs/reason/01_programs.ipynb #78b08d77
+# %% ../../nbs/reason/01_programs.ipynb #f3e256b4
 WAYS = dict(program=("program, run", "tab:green"), rationale=("rationale", "tab:orange"),
             answer=("answer alone", "tab:gray"))
 def sizes_figure(
@@ -166,6 +166,6 @@ def sizes_figure(
         ax.plot(sizes, [mean[f"{way}_{d}"] for d in sizes], "o-", color=colour, lw=3, ms=8, label=text)
     again = [mean[f"rationale, recomputed_{d}"] for d in sizes]
     ax.plot(sizes, again, "o--", color="tab:orange", label="rationale, its sums recomputed")
-    if 4 in sizes: ax.axvspan(3.5, 4.2, color="black", alpha=.08)
+    if 4 in sizes: ax.axvspan(3.5, 4.2, color="black", alpha=.08, label="not seen in training")
     ax.set(xlabel="digits of the numbers", ylabel="right answers", xticks=sizes, ylim=(0, 1))
     ax.legend(frameon=False, fontsize=11)
