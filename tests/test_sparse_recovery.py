@@ -2,7 +2,7 @@
 import copy, json, math, random, warnings
 import numpy as np, papermill, pytest, torch
 from conftest import ROOT
-from slmkit.compress.sparse_recovery import (counted, input_norms, linears, mask_of, masks_of, prune, recovering, sparsity_figure,
+from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms, linears, mask_of, masks_of, prune, recovering, sparsity_figure,
     square_head, wanda, zeros)
 from slmkit.core.fit import batches, collate, fit
 from slmkit.core.settings import KitError
@@ -156,12 +156,23 @@ def test_square_head_does_not_hear_volume_or_padding_and_its_gradient_is_right()
     f = lambda *s: square_head(s, teacher, here)
     assert torch.autograd.gradcheck(f, [s.requires_grad_() for s in student])
 
+def test_by_dimension_written_out():
+    student, teacher, here = states(3)
+    want = []
+    for s, t in zip(student, teacher):
+        for k in range(4):
+            ts, ss = t[here][:, k].numpy(), s[here][:, k].numpy()
+            want.append(((ss - ts)**2).mean()/(ts.var(ddof=1) + 1e-6))
+    assert by_dimension(student, teacher, here).item() == pytest.approx(np.mean(want), rel=1e-12)
+    moved = [t + 5 for t in teacher]  # what is the same for every word is not what the variance measures
+    assert by_dimension([s + 5 for s in student], moved, here).item() == pytest.approx(np.mean(want), rel=1e-9)
+
 def test_recovery_losses_by_hand(data):
     teacher, student, b = llama(0), llama(1), data[0]
     here = b["attention_mask"] == 1
     with torch.no_grad():
         t, s = (m(**b, output_hidden_states=True) for m in (teacher, student))
-        loss = {kind: recovering(teacher, kind, .3)(student, b).item() for kind in ("labels", "logits", "layers")}
+        loss = {kind: recovering(teacher, kind, .3)(student, b).item() for kind in ("labels", "logits", "layers", "dimensions")}
     assert loss["labels"] == pytest.approx(s.loss.item())
     gaps = []
     for i in range(len(here)):
@@ -171,6 +182,7 @@ def test_recovery_losses_by_hand(data):
                 gaps.append((p*(p/q).log()).sum().item())
     assert len(gaps) == 4 and loss["logits"] == pytest.approx(s.loss.item() + .3*np.mean(gaps), rel=1e-5)
     assert loss["layers"] == pytest.approx(s.loss.item() + .3*square_head(s.hidden_states[1:], t.hidden_states[1:], here).item(), rel=1e-6)
+    assert loss["dimensions"] == pytest.approx(s.loss.item() + .3*by_dimension(s.hidden_states[1:], t.hidden_states[1:], here).item(), rel=1e-6)
     with torch.no_grad(): assert recovering(student, "layers")(student, b).item() == pytest.approx(s.loss.item(), rel=1e-6)
 
 def test_the_control_teacher_reads_another_row(data):
@@ -195,7 +207,8 @@ def test_bad_input():
 
 # ---- the notebook
 
-CLAIMS = {"layers-beat-labels", "layers-beat-logits", "inputs-choose-better", "layers-matter-at-high-sparsity"}
+CLAIMS = {"layers-beat-labels", "layers-beat-logits", "inputs-choose-better", "layers-matter-at-high-sparsity",
+          "dimensions-beat-layers"}
 def run(tmp_path, monkeypatch, name="run", **parameters):
     "Execute the notebook; the records it wrote, by claim."
     record = tmp_path/f"{name}.jsonl"
@@ -216,7 +229,7 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
 
 def test_same_seed_same_record(tmp_path, monkeypatch):
     one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == CLAIMS - {"layers-matter-at-high-sparsity"}  # whose arms are slow
+    assert one == two and set(one) == CLAIMS - {"layers-matter-at-high-sparsity", "dimensions-beat-layers"}  # whose arms are slow
 
 def test_figure_needs_no_run():
     import matplotlib
