@@ -1,4 +1,4 @@
-"""A narrow student has no room for its teacher's hidden states, but it can copy which words look at which and which words are alike: a relation has the same shape at any width.
+"""A narrow student's hidden states can't be subtracted from its teacher's, but which words look at which, and which are alike, can be compared: a relation has the same shape at any width.
 
 Docs: https://slmkit.github.io/slmkit/distill/attention_relations.html.md"""
 
