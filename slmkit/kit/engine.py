@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/kit/engine.html.md"""
 
 # %% auto #0
 __all__ = ['STATUSES', 'MEMORY', 'classify', 'ending', 'Tap', 'make_shell', 'skipped', 'run_cells', 'account', 'reseed',
-           'die_with_parent', 'add_output', 'Follower', 'follow', 'execute']
+           'die_with_parent', 'add_output', 'Follower', 'Sparing', 'follow', 'execute']
 
 # %% ../../nbs/kit/03_engine.ipynb #831e2c78
 import ctypes, io, itertools, json, os, re, select, signal, sys, time, traceback
@@ -267,6 +267,20 @@ def stamp(self: Follower,
     add_output(self.cell().outputs, dict(output_type="error", ename=status, evalue=why, traceback=[f"{status}: {why}"]))
     self.man.cell_exception(self.cell(), self.at); self.man.cell_complete(self.cell(), self.at)
 
+# %% ../../nbs/kit/03_engine.ipynb #5a4e0c02
+class Sparing:
+    "Papermill's `save`, at most once a second; `end` gives its own back."
+    def __init__(self, man): self.man, self.whole, self.last, self.due = man, man.save, 0., False; man.save = self
+    def __call__(self, **kw): self.due = True; self.now_and_then()
+    def end(self): self.man.save = self.whole
+
+# %% ../../nbs/kit/03_engine.ipynb #5a4e0c03
+@patch
+def now_and_then(self: Sparing):
+    "Write what was held back, unless the last time was less than a second ago."
+    if not self.due or time.monotonic() < self.last + 1: return
+    self.whole(); self.last, self.due = time.monotonic(), False
+
 # %% ../../nbs/kit/03_engine.ipynb #f371400e
 def follow(
     pid,  # of the child
@@ -284,6 +298,7 @@ def follow(
         *lines, rest = (rest + data).split(b"\n") if data else (rest,)
         for line in lines: f.take(json.loads(line))
         if lines: f.settle(); f.man.autosave_cell()
+        if isinstance(f.man.save, Sparing): f.man.save.now_and_then()
         why = _overdue(f, begun, cell_timeout, timeout, stopped)
     return _reap(pid, None if f.result else why, f)
 
@@ -347,9 +362,9 @@ def execute(
     sys.stdout.flush(); sys.stderr.flush()
     pid = os.fork()
     if pid == 0: os.close(r); _child(man.nb.cells, w, parent)
-    os.close(w); f = Follower(man, observe)
+    os.close(w); f, spare = Follower(man, observe), Sparing(man)
     try: why = follow(pid, r, f, cell_timeout, timeout, stopped)
     except BaseException: _reap(pid, ("stopped", ""), f); raise  # could not save the notebook, Ctrl-C
-    finally: os.close(r)
+    finally: os.close(r); spare.end()
     if why: f.stamp(*why)
     observe(dict(usage=f.usage, death=why), f)
