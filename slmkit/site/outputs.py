@@ -82,6 +82,7 @@ def state(
     files = [path, *(p for b in base for p in (b.with_suffix(".py"), b/"__init__.py") if p.is_file())]
     files += sorted(ledger_folder().glob(f"{path.parent.name}/{path.stem[3:]}.*.json"))
     files += sorted((package_folder()/"zoo").glob("*/card.json"))  # with the checksums of the weights
+    files.append(package_folder()/"site/outputs.py")               # which says what a key is made of
     return " ".join(file_hash(p)[:12] for p in files)
 
 # %% ../../nbs/site/04_outputs.ipynb #762067a2
