@@ -54,6 +54,8 @@ def test_every_link_and_anchor_resolves(site):
 
 def test_every_notebook_has_a_page_and_a_place_in_the_sidebar(site):
     wanted = {address(p.relative_to(ROOT/"nbs").as_posix()) for p in notebooks(ROOT)}
+    titles = [re.search(r"<h1>(.*?)</h1>", (site[0]/u).read_text())[1] for u in wanted]
+    assert len(set(titles)) == len(titles), [x for x in titles if titles.count(x) > 1]
     side = re.search(r'<nav id="site-sidebar".*?</nav>', (site[0]/"index.html").read_text(), re.S)[0]
     assert wanted <= set(re.findall(r'href="([^"]+)"', side)) and all((site[0]/u).is_file() for u in wanted)
 
