@@ -295,13 +295,11 @@ def verbs(
     @app.command("field", epilog="Examples: slmkit field rationale · slmkit field --family distill --type "
                                  "method · slmkit field --page map.html")
     def _(words: list[str] = typer.Argument(None, help="words that must all occur; a slug alone shows that work"),
-          family: str = O("", help="such as distill"), type_: str = O("", "--type",
-                                                                      help="such as method"), topic: str = O("",
-                                                                          help="such as peft"),
-          tier: str = O("", help="A to D"), outcome: str = O("", help="such as 'holds here'"), json_: bool = O(False,
-              "--json"),
-          page_: str = O("", "--page", help="write the map as an HTML page"), import_: str = O("", "--import",
-              help="make the registry from a file of works")):
+          family: str = O("", help="such as distill"), type_: str = O("", "--type", help="such as method"),
+          topic: str = O("", help="such as peft"), tier: str = O("", help="A to D"),
+          outcome: str = O("", help="such as 'holds here'"), json_: bool = O(False, "--json"),
+          page_: str = O("", "--page", help="write the map as an HTML page"),
+          import_: str = O("", "--import", help="make the registry from a file of works")):
         "The map of the field: which work is served by which notebook, and what was found."
         if import_: typer.echo(f"registry: {import_works(import_) or 'unchanged'}"); return
         if page_: typer.echo(f"wrote {field_page(page_)}"); return
