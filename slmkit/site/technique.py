@@ -49,10 +49,11 @@ def chip(
 # %% ../../nbs/site/05_technique.ipynb #2f2c8360
 def never(
     profiles, # names
+    found=(), # what was run
 ):
     "The list item for what was never run."
     names = ", ".join(sorted(profiles, key=PROFILES.index))
-    return f'<li>{tag("never run")} <small>{names}</small></li>' if profiles else ""
+    return f'<li>{tag("never run")} <small>{names}</small></li>' if profiles or not found else ""
 
 # %% ../../nbs/site/05_technique.ipynb #6670d7ca
 def origin(
@@ -60,6 +61,7 @@ def origin(
     base="../", # the way from the page to the site's folder
 ):
     "The paper that a claim is from, and its figure with where we have that from."
+    if not claim.get("says"): return "What it says is put together while the notebook runs."
     if not claim.get("work"): return "Our own claim: no paper is judged."
     name = re.split(r"[:!?] ", claim.get("title") or claim["work"])[0]
     link = f'<a href="{base}field.html?q={escape(claim["work"])}">{escape(name)}</a>'
@@ -75,7 +77,7 @@ def claim_block(
 ):
     "One claim: what it says, its chips, and where it is from."
     left = set(claim.get("settles") or {}) - {r["profile"] for r in found} - set(nowhere if found else ())
-    name, chips = escape(claim["name"]), "".join(map(chip, found)) + never(left)
+    name, chips = escape(claim["name"]), "".join(map(chip, found)) + never(left, found)
     head = f'<h3 id="claim-{name}">{said(claim.get("says") or name)}</h3><ul class="chips">{chips}</ul>'
     return f'{head}<p class="soft"><code>{name}</code> {origin(claim, base)}</p>'
 
