@@ -73,8 +73,10 @@ def origin(
     if not claim.get("work"): return "Our own claim: no paper is judged."
     name = re.split(r"[:!?] ", claim.get("title") or claim["work"])[0]
     link = f'<a href="{base}field.html?q={escape(claim["work"])}">{escape(name)}</a>'
-    if not claim.get("paper"): return f"From {link}; no figure of its stands here."
-    return f"From {link}, which gives {escape(figure_text(claim['paper']))}."
+    paper = claim.get("paper")
+    if not paper: return f"From {link}; no figure of its stands here."
+    known = paper.get("value") is not None  # one that the notebook works out is known to the ledger alone
+    return f"From {link}, which gives {escape(figure_text(paper) if known else paper['setting'])}."
 
 # %% ../../nbs/site/05_technique.ipynb #bf71afa4
 def claim_block(
