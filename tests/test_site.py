@@ -93,7 +93,8 @@ def test_a_technique_page_has_evidence_and_outputs(site):
         for n, c in e["claims"].items():
             v = c["verdict"]
             assert f'id="claim-{n}"' in text and v["outcome"] in text and f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" in text
-    assert "Open in Colab" in text and "slmkit run distill/step_by_step" in text and "labs.html#distill-step_by_step" in text
+    said = re.sub(r"<[^>]+>", "", text)
+    assert "Open in Colab" in text and "slmkit run distill/step_by_step --profile cpu" in said and "labs.html#distill-step_by_step" in text
     assert "Outputs are of a smoke run" in text and 'class="output"' in text and text.index("<svg") < text.index('id="notebook"')
     assert "mutants" not in text and "BEGIN SOLUTION" not in text and "#| " not in re.sub(r"<[^>]+>", "", text).replace("#| slow", "")
     assert "GB" in text and e["hardware"] in text
@@ -403,6 +404,7 @@ def test_ledger_is_filtered_sorted_and_linked_from_home(tab):
 def test_search_finds_by_keyboard(tab):
     page = tab("core/claims.html")
     page.keyboard.press("/"); page.keyboard.type("step by step"); page.wait_for_selector("#site-found [role=option]")
+    assert page.locator("#site-found [role=option] a").first.get_attribute("href").endswith(f"{TECHNIQUE}.html")
     shot(page, "search")
     page.keyboard.press("ArrowDown"); page.keyboard.press("Enter"); page.wait_for_url(f"**/{TECHNIQUE}.html*")
     page.keyboard.press("/"); page.keyboard.type("load_model"); page.wait_for_selector("#site-found [role=option]")

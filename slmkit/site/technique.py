@@ -261,7 +261,8 @@ def badges(
              (Path(notebook).name, "Download notebook", " download"), (f"https://github.com/{place}", "Source", "")]
     if lab: links.append((f"{base}labs.html#{technique.replace('/', '-')}", lab_text(lab), ""))
     items = "".join(f'<a class="badge" href="{escape(href)}"{more}>{escape(text)}</a>' for href, text, more in links)
-    command = f'<div class="code run"><pre><code>slmkit run {technique} --profile cpu</code></pre></div>'
+    parts = " ".join(f"<span>{w}</span>" for w in ("slmkit", "run", technique, "--profile", "cpu"))
+    command = f'<div class="code run"><pre><code>{parts}</code></pre></div>'  # a word stays whole where lines are short
     return f'<div class="badges">{items}</div>{command}'
 
 # %% ../../nbs/site/05_technique.ipynb #57754fa8
