@@ -54,6 +54,8 @@ def test_every_link_and_anchor_resolves(site):
 
 def test_every_notebook_has_a_page_and_a_place_in_the_sidebar(site):
     wanted = {address(p.relative_to(ROOT/"nbs").as_posix()) for p in notebooks(ROOT)}
+    titles = [re.search(r"<h1>(.*?)</h1>", (site[0]/u).read_text())[1] for u in wanted]
+    assert len(set(titles)) == len(titles), [x for x in titles if titles.count(x) > 1]
     side = re.search(r'<nav id="site-sidebar".*?</nav>', (site[0]/"index.html").read_text(), re.S)[0]
     assert wanted <= set(re.findall(r'href="([^"]+)"', side)) and all((site[0]/u).is_file() for u in wanted)
 
@@ -91,10 +93,25 @@ def test_a_technique_page_has_evidence_and_outputs(site):
         for n, c in e["claims"].items():
             v = c["verdict"]
             assert f'id="claim-{n}"' in text and v["outcome"] in text and f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" in text
-    assert "Open in Colab" in text and "slmkit run distill/step_by_step" in text and "labs.html#distill-step_by_step" in text
+    said = re.sub(r"<[^>]+>", "", text)
+    assert "Open in Colab" in text and "slmkit run distill/step_by_step --profile cpu" in said and "labs.html#distill-step_by_step" in text
     assert "Outputs are of a smoke run" in text and 'class="output"' in text and text.index("<svg") < text.index('id="notebook"')
     assert "mutants" not in text and "BEGIN SOLUTION" not in text and "#| " not in re.sub(r"<[^>]+>", "", text).replace("#| slow", "")
     assert "GB" in text and e["hardware"] in text
+
+def test_the_notebook_s_own_figure_heads_the_page(site):
+    text = (site[0]/f"{TECHNIQUE}.html").read_text()
+    head = text[text.index('id="measured"'):text.index('id="notebook"')]
+    name = re.search(r'<img src="\.\./(figures/\w+\.png)" alt="Figure of the claim [\w-]+\."', head)[1]
+    assert (site[0]/name).read_bytes()[:4] == b"\x89PNG" and head.index("<img") < head.index("<h3")
+    for setting in ("Parameters", "Imports", "Profiles"): assert f"<summary>{setting}</summary>" in text
+
+def test_where_modules_say_their_page_is_there_is_one(site):
+    docs = {p: re.search(r'^Docs: \S+/slmkit/([^\s"]+)', p.read_text(), re.M) for p in (ROOT/"slmkit").glob("*/*.py")}
+    asked = {m[1] for m in docs.values() if m}
+    assert len(asked) > 80 and all((site[0]/a).read_text().startswith("# ") for a in asked)
+    text = (site[0]/f"{TECHNIQUE}.html.md").read_text()
+    assert "```python" in text and "mutants" not in text and "BEGIN SOLUTION" not in text
 
 def test_students_notebooks_hold_no_solution(site):
     from slmkit.kit.lab import find
@@ -119,7 +136,7 @@ def test_a_second_build_makes_only_what_changed(tmp_path):
     assert "came out: 2" in text and "Open in Colab" in text and 'href="#double_1"' in text and 'href="../index.html"' in text
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.html")}
     again = build(out, root=root, say=runs.append)
-    assert again["made"] == 0 and len(runs) == 3 and again["seconds"] < 20
+    assert again["made"] == 0 and len(runs) == 3
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.html")}
     path = root/"nbs/distill/01_copy_1.ipynb"
     path.write_text(path.read_text().replace("## A step", "## Another step"))        # prose: no run
@@ -137,12 +154,6 @@ def test_a_failing_notebook_has_a_page_that_says_so(tmp_path):
     done = build(tmp_path/"out", root=root, jobs=1)
     text = (tmp_path/"out/distill/copy_0.html").read_text()
     assert "ZeroDivisionError" in done["failed"][0] and "The smoke run failed" in text and "ZeroDivisionError" in text
-
-def test_a_hundred_notebooks_in_three_minutes(tmp_path):
-    root = project(tmp_path/"p", 100)
-    done = build(tmp_path/"out", root=root, jobs=2)
-    assert done["made"] == 100 and done["failed"] == [] == done["problems"] and done["seconds"] <= 180
-    assert build(tmp_path/"out", root=root)["seconds"] <= 30
 
 def test_bad_input_is_one_line(tmp_path):
     root = project(tmp_path/"p", 1)
@@ -180,18 +191,67 @@ def test_preview_builds_again_on_a_change(tmp_path):
 
 def test_quarto_s_settings_are_whole():
     settings = yaml.safe_load((ROOT/"_quarto.yml").read_text())
-    assert settings["project"]["type"] == "website" and settings["format"]["html"]["theme"] != "cosmo"  # that one loads fonts
+    html = settings["format"]["html"]
+    assert settings["project"]["type"] == "website" and html["theme"] != "cosmo"  # that one loads fonts
+    assert html["html-math-method"] == "mathml" and "commonmark" in settings["format"]  # no script from elsewhere; plain text
     for name in settings["metadata-files"]: assert yaml.safe_load((ROOT/"nbs"/name).read_text()), name
     listed = re.findall(r"- (\S+\.ipynb)", (ROOT/"nbs/sidebar.yml").read_text())
     assert all((ROOT/"nbs"/n).is_file() for n in listed)
 
+def with_settings(root):
+    "The small project with what nbdev and Quarto ask for."
+    from slmkit.kit.sync import sidebar
+    for name in ("pyproject.toml", "nbs/_quarto.yml", "nbs/nbdev.yml"): shutil.copy(ROOT/name, root/name)
+    (root/"nbs/sidebar.yml").write_text(sidebar(root))
+    (root/"slmkit/__init__.py").write_text('__version__ = "0"\n')
+    return root
+
+STUB = """#!{python}
+# Stands where quarto would: each staged notebook becomes a page of its headings and its raw HTML.
+import json, re, sys
+from pathlib import Path
+assert sys.argv[1] == "render" and "--no-execute" in sys.argv
+folder = Path(sys.argv[2])
+heading = lambda m: '<h2 id="%s">%s</h2>' % (m[1].lower().replace(" ", "-"), m[1])
+for p in folder.rglob("*.ipynb"):
+    cells = json.loads(p.read_text())["cells"]
+    text = "\\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    text += "".join("".join(o.get("data", dict()).get("text/markdown", "")) for c in cells for o in c.get("outputs", []))
+    parts = re.findall(r"^```{{=html}}\\n(.*?)\\n```$|^##+ ([^\\n]*)$", text, re.S | re.M)
+    body = "".join(raw or heading((0, head)) for raw, head in parts)
+    name = re.search(r"output-file: (\\S+)", "".join(cells[0]["source"]))
+    out = folder/"_docs"/p.relative_to(folder).with_name(name[1] if name else p.stem + ".html")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("<!doctype html><html><body><h1>By the stub</h1>" + body + "</body></html>")
+"""
+
+def test_what_is_made_around_quarto(tmp_path, monkeypatch):
+    "Everything but Quarto itself: staging, evidence, outputs, data pages, links; a stub stands where Quarto would."
+    from slmkit.site.quarto import build_with_quarto
+    root, tools = with_settings(project(tmp_path/"p", 2)), tmp_path/"tools"
+    path = root/"nbs/distill/00_copy_0.ipynb"
+    nb = json.loads(path.read_text())
+    nb["cells"] += [dict(cell_type="code", id=f"x{i}", metadata={}, outputs=[], execution_count=None, source=s) for i, s in enumerate((
+        "#| hidden\n#| hint: secret\nmutants = ['3*a']", "#| export\nclass Pair:\n    'Two numbers.'", "import json\njson.dumps(missing)"))]
+    path.write_text(json.dumps(nb).replace("import json\\njson.dumps(missing)", "#| eval: false\\nimport json\\njson.dumps(missing)"))
+    tools.mkdir(); (tools/"quarto").write_text(STUB.format(python=sys.executable)); (tools/"quarto").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    done = build_with_quarto(tmp_path/"out", root, jobs=1)
+    assert done["problems"] == [] == done["failed"], (done["problems"], done["failed"])
+    text, staged = (tmp_path/"out/distill/copy_0.html").read_text(), next((root/"_proc").rglob("*copy_0.ipynb")).read_text()
+    assert "By the stub" in text and "Open in Colab" in text and "--ink" in text and 'id="Pair"' in text
+    assert "mutants" not in staged and "secret" not in staged and "came out: 0" in staged and "return 2*a" in staged
+    home = (tmp_path/"out/index.html").read_text()
+    assert "By the stub" not in home and "works of the field" in home and (tmp_path/"out/site.css").is_file()
+
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory):
     "A copy of the checkout with its notebooks staged by nbdev: (folder, what was said on stderr)."
-    if not os.environ.get("SLMKIT_STAGE"): pytest.skip("staging runs every import cell, many minutes: set SLMKIT_STAGE=1")
     from test_sync import copy_project
     root = copy_project(ROOT, tmp_path_factory.mktemp("staged")/"project")
-    code = "from pathlib import Path; from slmkit.site.quarto import stage; print(stage(Path.cwd()))"
+    code = ("from pathlib import Path; from nbdev.quarto import refresh_quarto_yml; from slmkit.site.quarto import stage; "
+            "refresh_quarto_yml(); print(stage(Path.cwd()))")  # nbdev-docs begins with that
     done = subprocess.run([sys.executable, "-W", "default", "-c", code], cwd=root, capture_output=True, text=True, timeout=1500,
                           env=os.environ | dict(PYTHONPATH=str(root)))
     assert done.returncode == 0, done.stderr
@@ -200,8 +260,17 @@ def staged(tmp_path_factory):
 def test_nbdev_stages_every_notebook_without_a_word(staged):
     folder, said, root = staged
     assert not re.search(r"error|warning|traceback", said, re.I), said[:2000]
+    for name in ("nbs/nbdev.yml", "nbs/_quarto.yml"): assert (root/name).read_text() == (ROOT/name).read_text()
     names = {re.sub(r"^\d+_", "", p.name) for p in notebooks(root)}
     assert names <= {re.sub(r"^\d+_", "", p.name) for p in folder.rglob("*.ipynb")}
+
+def test_staging_keeps_hidden_cells_back_and_shows_a_lesson_s_code(staged):
+    texts = {p: json.loads(p.read_text())["cells"] for p in staged[0].rglob("*.ipynb")}
+    own = [p for p in texts if p.parent.name not in ("core", "kit", "site", "toyland", "_proc")]
+    assert own and not any(re.search(r"^mutants = ", "".join(c["source"]), re.M) for p in own for c in texts[p])
+    [path] = [p for p in own if p.name.endswith("step_by_step.ipynb")]
+    source = "\n".join("".join(c["source"]) for c in texts[path])
+    assert "def step_by_step_loss(" in source and "BEGIN SOLUTION" not in source
 
 def test_staged_notebooks_take_evidence_and_outputs(staged):
     from slmkit.site.build import Build
@@ -285,6 +354,16 @@ def test_pages_fit_the_screen_in_light_and_dark(tab, name, width):
         shot(page, f"{name}-{width}-{scheme}")
     assert seen["light"] != seen["dark"]
 
+def test_no_page_is_wider_than_its_screen(tab, site):
+    page, wide = tab("index.html"), []
+    base = page.url.removesuffix("index.html")
+    for width in (1280, 1000, 700, 380):
+        page.set_viewport_size(dict(width=width, height=800))
+        for p in sorted(site[0].rglob("*.html")):
+            page.goto(base + p.relative_to(site[0]).as_posix())
+            if not page.evaluate("document.documentElement.scrollWidth <= innerWidth"): wide.append((width, p.name))
+    assert not wide, wide
+
 def test_home_answers_in_one_screen(tab):
     page = tab("index.html")
     for s in ("h1", "#two-commands", ".proof svg:visible", ".numbers", ".door >> nth=2"):
@@ -325,6 +404,7 @@ def test_ledger_is_filtered_sorted_and_linked_from_home(tab):
 def test_search_finds_by_keyboard(tab):
     page = tab("core/claims.html")
     page.keyboard.press("/"); page.keyboard.type("step by step"); page.wait_for_selector("#site-found [role=option]")
+    assert page.locator("#site-found [role=option] a").first.get_attribute("href").endswith(f"{TECHNIQUE}.html")
     shot(page, "search")
     page.keyboard.press("ArrowDown"); page.keyboard.press("Enter"); page.wait_for_url(f"**/{TECHNIQUE}.html*")
     page.keyboard.press("/"); page.keyboard.type("load_model"); page.wait_for_selector("#site-found [role=option]")
@@ -353,3 +433,14 @@ def test_a_link_into_a_folded_part_opens_it(tab):
     id_ = page.locator("main details[id]").first.get_attribute("id")
     page.evaluate("i => location.hash = i", id_); page.wait_for_timeout(100)
     assert page.locator("main details[id]").first.evaluate("d => d.open")
+
+if __name__ == "__main__":  # python tests/test_site.py 100: seconds for so many small notebooks, measured rather than tested
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        n, out = int(sys.argv[1]), Path(folder, "site")
+        root, took = project(Path(folder, "p"), n), {}
+        for name in ("first build", "nothing new", "one change"):
+            if name == "one change": (p := root/"nbs/distill/00_copy_0.ipynb").write_text(p.read_text().replace("came out", "is"))
+            done = build(out, root=root, jobs=2); took[name] = done["seconds"]
+            assert done["failed"] == [] == done["problems"] and done["made"] == {"first build": n, "nothing new": 0, "one change": 1}[name]
+        print(json.dumps(dict(notebooks=n, seconds=took, load=os.getloadavg()[0], cores=os.cpu_count(), time=time.strftime("%F"))))

@@ -351,7 +351,8 @@ def shown(
         v = Verdict(**entry["claims"][claim.name]["verdict"])
         records = [dict(seed=r["seed"], **{k: r["claims"][claim.name].get(k) for k in ("value", "control", "arms")})
                    for r in entry["runs"][:v.n]]
-        return records, f"{label(v)} ({len(records)} seeds, {entry['profile']}, {entry['model']}, {entry['data']})"
+        place = [entry[k] for k in ("profile", "model", "data") if entry[k]]  # a notebook may need no model or data
+        return records, f"{label(v)} ({', '.join([f'{len(records)} seeds', *place])})"
     return [dict(r.__dict__) for r in claim.runs], "this run only"
 
 # %% ../../nbs/core/09_claims.ipynb #1f6adee3

@@ -37,8 +37,7 @@ class PapermillPool:
 @patch
 def start(self: PapermillPool, job):
     log = open(job["log"], "wb")
-    p = subprocess.Popen([sys.executable, "-c", "from slmkit.kit.cluster import lone; lone()"],
-        stdin=subprocess.PIPE,
+    p = subprocess.Popen([sys.executable, "-c", "from slmkit.kit.cluster import lone; lone()"], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=log, env=environment(self.offline), start_new_session=True)
     p.stdin.write(json.dumps(job).encode() + b"\n"); p.stdin.close(); log.close()
     self.live[job["id"]] = p, job, time.monotonic()
@@ -125,8 +124,7 @@ def on_node(
         (folder/"in.ipynb").write_text(text)
         env = {**job["env"], "SLMKIT_RECORD": str(folder/"claims.jsonl")}
         POOL[0].start({**job, "notebook": str(folder/"in.ipynb"), "output": str(folder/"out.ipynb"),
-            "log": str(folder/"log"),
-                       "env": env, "cwd": str(folder)})
+            "log": str(folder/"log"), "env": env, "cwd": str(folder)})
         ends = []
         while not ends: ends = [e for e in POOL[0].events(1) if e["event"] == "end"]
         names = dict(output="out.ipynb", record="claims.jsonl", log="log")

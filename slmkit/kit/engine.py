@@ -14,8 +14,7 @@ from fastcore.basics import patch
 from ..core.settings import directives, skip_reason
 
 # %% ../../nbs/kit/03_engine.ipynb #9ca9ffec
-STATUSES = dict(ok="done", error="a cell raised an error", syntax="a cell does not parse",
-    timeout="over its time limit",
+STATUSES = dict(ok="done", error="a cell raised an error", syntax="a cell doesn't parse", timeout="over its time limit",
     memory="out of memory", crash="the process died of a signal", exit="the process ended itself", disk="disk full",
     folder="output folder gone", stopped="stopped by you", changed="code changed while it ran")
 MEMORY = re.compile(r"MemoryError|OutOfMemory|out of memory|can't allocate memory|Cannot allocate memory")
@@ -220,6 +219,8 @@ class Follower:
     def __init__(self, man, observe):
         self.man, self.observe, self.text, self.shown = man, observe, [], {}
         self.at = self.result = self.since = None  # cell, last message, when the cell began
+        self.save, self.saved, self.due = man.save, 0., False
+        man.save = lambda **kw: setattr(self, "due", True)  # see `write`
 
 # %% ../../nbs/kit/03_engine.ipynb #e287ed10
 @patch
@@ -230,8 +231,7 @@ def cell(self: Follower): return self.man.nb.cells[self.at]
 def settle(self: Follower):
     "Move the text that has come in into the cell: joined at once, since a loop may print a hundred thousand lines."
     for name, group in itertools.groupby(self.text if self.at is not None else [], lambda o: o["name"]):
-        add_output(self.cell().outputs, dict(output_type="stream", name=name,
-            text="".join(o["text"] for o in group)))
+        add_output(self.cell().outputs, dict(output_type="stream", name=name, text="".join(o["text"] for o in group)))
     self.text = []
 
 # %% ../../nbs/kit/03_engine.ipynb #6ecd8200
@@ -267,6 +267,13 @@ def stamp(self: Follower,
     add_output(self.cell().outputs, dict(output_type="error", ename=status, evalue=why, traceback=[f"{status}: {why}"]))
     self.man.cell_exception(self.cell(), self.at); self.man.cell_complete(self.cell(), self.at)
 
+# %% ../../nbs/kit/03_engine.ipynb #5a4e0c02
+@patch
+def write(self: Follower):
+    "Write what papermill wanted written, unless the last time was less than a second ago."
+    if not self.due or time.monotonic() < self.saved + 1: return
+    self.save(); self.saved, self.due = time.monotonic(), False
+
 # %% ../../nbs/kit/03_engine.ipynb #f371400e
 def follow(
     pid,  # of the child
@@ -284,6 +291,7 @@ def follow(
         *lines, rest = (rest + data).split(b"\n") if data else (rest,)
         for line in lines: f.take(json.loads(line))
         if lines: f.settle(); f.man.autosave_cell()
+        f.write()
         why = _overdue(f, begun, cell_timeout, timeout, stopped)
     return _reap(pid, None if f.result else why, f)
 
@@ -319,8 +327,7 @@ def _warm_engine():
         "Papermill engine `slmkit`: cells in a forked child; without fork papermill's own, quickly shut down."
         @classmethod
         def execute_managed_notebook(cls, man, kernel_name, execution_timeout=None, run_timeout=None,
-            observe=lambda m, f: None,
-                                     stopped=lambda: False, **kw):
+            observe=lambda m, f: None, stopped=lambda: False, **kw):
             if not hasattr(os, "fork"): return NBClientEngine.execute_managed_notebook(man, kernel_name,
                 execution_timeout=execution_timeout,
                 shutdown_kernel="immediate", **{k: v for k, v in kw.items() if k != "log_output"})
@@ -350,6 +357,6 @@ def execute(
     os.close(w); f = Follower(man, observe)
     try: why = follow(pid, r, f, cell_timeout, timeout, stopped)
     except BaseException: _reap(pid, ("stopped", ""), f); raise  # could not save the notebook, Ctrl-C
-    finally: os.close(r)
+    finally: os.close(r); man.save = f.save
     if why: f.stamp(*why)
     observe(dict(usage=f.usage, death=why), f)

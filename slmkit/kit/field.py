@@ -224,8 +224,8 @@ def field_rows_html(
     works,   # of `field_rows`
     base="", # folder of the technique pages, for links
 ):
-    "The table of works, what was rebuilt first, with the data that its script sorts and filters by."
-    works = sorted(works, key=lambda w: not w["claims"])
+    "The table of works, what was measured first, then what has a notebook, with what its script sorts and filters by."
+    works = sorted(works, key=lambda w: (not w["claims"], not set(w["outcomes"]) - {"never run"}))
     cells = [[details(w), w["family"], w["type"], w["tier"], found_text(w, base)] for w in works]
     found = lambda w: "|".join(w["outcomes"]) or "~" + w["obstacle"]
     data = [dict(title=w["title"], family=w["family"], type=w["type"], tier=w["tier"], found=found(w),
@@ -241,7 +241,8 @@ def field_html(
 ):
     "Heading, controls and table: what is inside the page. SCRIPT and STYLE belong to it."
     made = sum(bool(w["claims"]) for w in works)
-    intro = f"<h1>The field: {len(works)} works</h1><p>{made} served by a notebook here. Open a title to read more.</p>"
+    intro = (f"<h1>The field: {len(works)} works</h1><p>{made} served by a notebook here. Open a title to read more. "
+             "Tier A is nearest to the kit's centre; D has no algorithm to rebuild.</p>")
     return intro + controls(works) + field_rows_html(works, base)
 
 # %% ../../nbs/kit/11_field.ipynb #a8ff2811
@@ -294,13 +295,11 @@ def verbs(
     @app.command("field", epilog="Examples: slmkit field rationale · slmkit field --family distill --type "
                                  "method · slmkit field --page map.html")
     def _(words: list[str] = typer.Argument(None, help="words that must all occur; a slug alone shows that work"),
-          family: str = O("", help="such as distill"), type_: str = O("", "--type",
-                                                                      help="such as method"), topic: str = O("",
-                                                                          help="such as peft"),
-          tier: str = O("", help="A to D"), outcome: str = O("", help="such as 'holds here'"), json_: bool = O(False,
-              "--json"),
-          page_: str = O("", "--page", help="write the map as an HTML page"), import_: str = O("", "--import",
-              help="make the registry from a file of works")):
+          family: str = O("", help="such as distill"), type_: str = O("", "--type", help="such as method"),
+          topic: str = O("", help="such as peft"), tier: str = O("", help="A to D"),
+          outcome: str = O("", help="such as 'holds here'"), json_: bool = O(False, "--json"),
+          page_: str = O("", "--page", help="write the map as an HTML page"),
+          import_: str = O("", "--import", help="make the registry from a file of works")):
         "The map of the field: which work is served by which notebook, and what was found."
         if import_: typer.echo(f"registry: {import_works(import_) or 'unchanged'}"); return
         if page_: typer.echo(f"wrote {field_page(page_)}"); return

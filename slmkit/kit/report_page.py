@@ -158,8 +158,7 @@ def html(
     note = f"<p>{escape(NOTE)}</p>" if any(r["label"] == BUILD for r in rows) else ""
     note += "".join(f"<p class=soft>{escape(x)}</p>" for x in left_out)
     claims = table(HEADS, [claim_cells(r) for r in rows]) if rows else "<p>No claim was recorded.</p>"
-    env = table(["What", "Value"], [[escape(k), escape(v)] for k, v in environment(records).items()],
-                cards=False)
+    env = table(["What", "Value"], [[escape(k), escape(v)] for k, v in environment(records).items()], cards=False)
     bad = f"<h2>Failed runs</h2>{''.join(map(failure, failed))}" if failed else ""
     top = f"<h1>{escape(title)}</h1>{summary(records, rows)}{changes_part(changes, before)}"
     rest = f"<h2>Claims</h2>{note}{claims}{bad}{sections(records, rows)}<h2>Environment</h2>{env}"

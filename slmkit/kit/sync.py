@@ -273,7 +273,7 @@ def technique_problems(
     return name_problems(path, nb) + comment_problems(nb) + order_problems("\n".join(cells)) + exercise_problems(nb)
 
 # %% ../../nbs/kit/00_sync.ipynb #0a026ce4
-TOGETHER = dict(core=2500, toyland=3500, kit=5800, site=1500)  # toyland is mostly sentences; kit runs, judges, teaches
+TOGETHER = dict(core=2500, toyland=3500, kit=5800, site=1600)  # toyland is mostly sentences; kit runs, judges, teaches
 def module_problems(
     root, # the project
 ):

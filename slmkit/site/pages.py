@@ -201,5 +201,5 @@ def reference(
     families, # dicts: name, anchor, modules = dicts: name, url, sentence, names = (name, first line of its docstring)
 ):
     "The page of all exported functions and classes."
-    spoken = lambda m: m | dict(names=[(n, said(t)) for n, t in m["names"]])
+    spoken = lambda m: m | dict(sentence=said(m["sentence"]), names=[(n, said(t)) for n, t in m["names"]])
     return part("reference", families=[f | dict(modules=[spoken(m) for m in f["modules"]]) for f in families])

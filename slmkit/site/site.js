@@ -49,7 +49,7 @@
       const s = Math.max(title === t || head === t ? 60 : 0, title.includes(t) ? 12 + 8 * title.startsWith(t) - 3 * !!head : 0, head.includes(t) ? 9 + 6 * head.startsWith(t) : 0, text.includes(t) ? 2 : 0);
       if (!s) return 0; n += s;
     }
-    return n + !e[1];
+    return n + !e[1] + (!e[1] && title.includes(terms.join(' ')) ? 30 : 0); // a page that is called so comes first
   };
   const safe = s => s.replace(/[&<>"]/g, c => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[c]);
   const marked = (s, terms) => terms.reduce((h, t) => t.length < 2 ? h : h.replace(new RegExp('(' + safe(t).replace(/[.*+?^${}()|[\]\\]/g, '\\$&') + ')(?![^<]*>)', 'ig'), '<mark>$1</mark>'), safe(s));
