@@ -222,12 +222,18 @@ def test_two_runners_on_one_folder(tiny, tmp_path):
 
 def test_ctrl_c_stops_and_resumes(tiny, tmp_path):
     import signal
-    path = tiny("t", RECORD, "import time; time.sleep(.4); c.record(1)")
+    go = tmp_path/"go"  # the runs from seed 4 on wait for it, so that Ctrl-C meets some on the way
+    path = tiny("t", RECORD, f"""
+        import time
+        from pathlib import Path
+        while seed > 3 and not Path({str(go)!r}).exists(): time.sleep(.02)
+        c.record(1)""")
     cmd = [sys.executable, "-c", "from slmkit.kit.cli import main; main()", "run", str(path), "--profile", "smoke", "--seeds", "0-9", "--out", str(tmp_path/"r"), "--jobs", "2"]
     p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while len(records.reading(tmp_path/"r")[0]) < 2 and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT); out, err = p.communicate(timeout=20)
     assert p.returncode == 130 and "the same command does the rest" in err and all(r["status"] == "ok" for r in records.reading(tmp_path/"r")[0])
+    go.touch()
     assert subprocess.run(cmd, capture_output=True).returncode == 0
     assert sorted(r["seed"] for r in records.reading(tmp_path/"r")[0]) == list(range(10))
 
