@@ -40,7 +40,8 @@ def asked(
     "What would have counted, in words, as a list of at most one."
     least, near, of = (spec.get(k) for k in ("least", "tolerance", "nominal"))
     if spec["kind"] in ("effect", "cost"): return [] if least is None else [f"least that counts {least:g}"]
-    return [] if near is None else [f"within {near:g} of {of or 0:g}"]
+    if near is None: return []
+    return [f"within {near:g} of {of:g}" if of else f"at most {near:g}" if near else "must be equal"]
 
 # %% ../../nbs/site/05_technique.ipynb #c41b0002
 def chip(
