@@ -229,7 +229,8 @@ def test_ctrl_c_stops_and_resumes(tiny, tmp_path):
         while seed > 3 and not Path({str(go)!r}).exists(): time.sleep(.02)
         c.record(1)""")
     cmd = [sys.executable, "-c", "from slmkit.kit.cli import main; main()", "run", str(path), "--profile", "smoke", "--seeds", "0-9", "--out", str(tmp_path/"r"), "--jobs", "2"]
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell inherit that it is ignored
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while len(records.reading(tmp_path/"r")[0]) < 2 and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT); out, err = p.communicate(timeout=20)
     assert p.returncode == 130 and "the same command does the rest" in err and all(r["status"] == "ok" for r in records.reading(tmp_path/"r")[0])

@@ -357,10 +357,10 @@ def test_pages_fit_the_screen_in_light_and_dark(tab, name, width):
 def test_no_page_is_wider_than_its_screen(tab, site):
     page, wide = tab("index.html"), []
     base = page.url.removesuffix("index.html")
-    for width in (1280, 1000, 700, 380):
-        page.set_viewport_size(dict(width=width, height=800))
-        for p in sorted(site[0].rglob("*.html")):
-            page.goto(base + p.relative_to(site[0]).as_posix())
+    for p in sorted(site[0].rglob("*.html")):
+        page.goto(base + p.relative_to(site[0]).as_posix())
+        for width in (1280, 1000, 700, 380):
+            page.set_viewport_size(dict(width=width, height=800))
             if not page.evaluate("document.documentElement.scrollWidth <= innerWidth"): wide.append((width, p.name))
     assert not wide, wide
 
