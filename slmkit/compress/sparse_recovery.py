@@ -113,8 +113,8 @@ def by_dimension(
     tiny=1e-6,              # added to every variance
 ):
     "Mean over layers and dimensions of the mean squared error, over the teacher's variance there; a scalar tensor."
-    gaps = [((s[here] - t[here]).pow(2).mean(0)/(t[here].var(0) + tiny)).mean() for s, t in zip(student, teacher)]
-    return torch.stack(gaps).mean()
+    shares = [((s[here] - t[here]).pow(2).mean(0)/(t[here].var(0) + tiny)).mean() for s, t in zip(student, teacher)]
+    return torch.stack(shares).mean()
 
 # %% ../../nbs/compress/01_sparse_recovery.ipynb #5ae2ff99
 DISTANCES = dict(layers=square_head, dimensions=by_dimension)
