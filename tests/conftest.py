@@ -48,3 +48,11 @@ def run_in(pool, path, out, id="x", **job):
             if e["event"] == "end" and e["id"] == id:
                 saved = out/f"{id}.ipynb"
                 return e, nbformat.read(saved, 4) if saved.exists() else None
+
+def executed(notebook, tmp_path, monkeypatch, name="run", **parameters):
+    "Execute a technique's notebook; the records it wrote, by claim."
+    import papermill
+    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem[3:]}"
+    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", technique)
+    papermill.execute_notebook(str(notebook), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
+    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}

@@ -1,7 +1,9 @@
 "Attention and value relations: against numpy head by head, finite differences, transformers' own attentions; checkpoints, bad input."
 import json, math
-import numpy as np, papermill, pytest, torch
+import numpy as np, pytest, torch
+from functools import partial
 from pathlib import Path
+from conftest import executed
 from slmkit.core.fit import batches, collate, fit
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
@@ -218,12 +220,7 @@ def test_guessing_by_hand(batch):
 
 # ---- the notebook
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/attention_relations")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 @pytest.fixture
 def tiny_bert(tmp_path):

@@ -1,7 +1,9 @@
 "Cascades: curves against brute force, quantiles against numpy, energy against torch, FLOPs by hand, answers against full passes, bad input, checkpoints."
 import itertools, json, math
-import numpy as np, papermill, pytest, torch
+import numpy as np, pytest, torch
+from functools import partial
 from pathlib import Path
+from conftest import executed
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 from slmkit.infer.cascades import (LEVELS, answered, area, both_figure, deferral_curve, energy, first_layers, learned, mix, overlap, price,
@@ -202,12 +204,7 @@ def tiny(tmp_path_factory, t5, bert):
         tok.save_pretrained(place/name); out[name] = str(place/name)
     return out
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "infer/cascades")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 CLAIMS = {"learned-beats-sum-and-mean", "learned-beats-both-where-words-count", "the-sum-defers-by-length", "energy-is-not-worse",
           "cascade-beats-super", "cheaper-at-supers-accuracy"}

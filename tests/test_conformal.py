@@ -1,9 +1,11 @@
 "Conformal and PAC sets: thresholds against mapie and Clopper-Pearson, holes against enumeration and an integer program, bad input."
-import itertools, json, math, random
-import numpy as np, papermill, pytest, torch
+import itertools, math, random
+import numpy as np, pytest, torch
+from functools import partial
 from pathlib import Path
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.stats import binomtest
+from conftest import executed
 from slmkit.core.fit import collate, encode
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
@@ -211,12 +213,7 @@ def tiny(tmp_path):
                                  max_position_embeddings=1024)).save_pretrained(tmp_path/"lm"); lm.save_pretrained(tmp_path/"lm")
     return dict(model=str(tmp_path/"t5"), answerer=str(tmp_path/"lm"))
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "judge/conformal")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 PROMPTED = {"conformal-label-sets", "hole-sets-keep-the-promise", "holes-take-less-away", "ensembling-calibrates", "more-than-softening"}
 def test_gpu_path_on_tiny_checkpoints(tmp_path, monkeypatch, tiny):

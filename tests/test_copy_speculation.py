@@ -1,10 +1,12 @@
 "Copy speculation: greedy decoding and transformers' prompt lookup as peers, trees against plain passes, cuts of the cache, bad input."
-import json, math, random
+import math, random
 from collections import Counter
-import papermill, pytest, torch
+import pytest, torch
+from functools import partial
 from pathlib import Path
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from conftest import executed
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 from slmkit.infer.copy_speculation import (Copy, NOTE, Trigrams, accepted, cast, choose, count, fact, grow, keep, look, report, speculate,
@@ -229,12 +231,7 @@ def test_a_report_has_one_answer_whatever_its_prompt_holds():
 
 # ---- the notebook
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "infer/copy_speculation")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 CLAIMS = {"same-tokens", "fewer-passes", "more-redundant-more-tokens", "longer-more-tokens", "faster-where-redundant", "learning-draft",
           "learning-draft-nothing-comes-back", "exploring-draft"}

@@ -1,18 +1,15 @@
 "The flagship away from Toyland: every profile's path on tiny checkpoints of the same classes, real sets' layout, bit-equal reruns."
 import gzip, json
-import papermill, pytest
+import pytest
+from functools import partial
 from pathlib import Path
+from conftest import executed
 from slmkit.core.data import manifest
 from slmkit.toyland.tokenizer import build_tokenizer
 
 NB = Path(__file__).parents[1]/"nbs/distill/01_step_by_step.ipynb"
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/step_by_step")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 @pytest.fixture
 def tiny_t5(tmp_path):

@@ -1,8 +1,9 @@
 "Caches of a budget: transformers under the same masks, selections against numpy loops, a cache that really drops, bad input, the gpu path."
+from functools import partial
 import json, math
 import numpy as np
-import papermill, pytest, torch
-from conftest import ROOT
+import pytest, torch
+from conftest import ROOT, executed
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from slmkit.core.data import read_rows
 from slmkit.core.settings import KitError
@@ -234,12 +235,7 @@ def test_bad_input(llama):
 
 # ---- the notebook
 
-def notebook(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "infer/kv_budget")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+notebook = partial(executed, NB)
 
 CLAIMS = {"recycled-places", "recycled-neighbourhoods", "shorter-stride", "far-heads", "heads-chosen-anew", "second-question"}
 def saved(folder, heads=4):

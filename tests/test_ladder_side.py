@@ -1,8 +1,9 @@
 "The ladder written out layer by layer, pruning against loops, what the forward pass keeps against sums by hand, bad input, the gpu path."
+from functools import partial
 import copy, json, math
-import papermill, pytest, torch
+import pytest, torch
 from torch import nn
-from conftest import ROOT
+from conftest import ROOT, executed
 from slmkit.adapt.ladder_side import Ladder, answer_loss, at_answers, choices, fisher, gated, kept, memory, narrow, pruned, saved_bytes, stream
 from slmkit.core.fit import collate, prompted
 from slmkit.core.settings import KitError
@@ -159,12 +160,7 @@ def test_a_side_network_of_nothing_is_refused(lm):
         with pytest.raises(KitError, match=f"can't be divided by {r}") as e: narrow(lm[0].config, r)
         assert "\n" not in str(e.value)
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "adapt/ladder_side")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 CLAIMS = {"less-memory-than-adapters", "as-accurate-at-equal-parameters", "more-accurate-at-equal-memory", "pruned-start-helps"}
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):

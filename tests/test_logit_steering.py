@@ -1,7 +1,8 @@
 "Steering written out with probabilities, the loop against full forward passes and transformers' generate, cut models, bad input, the gpu path."
+from functools import partial
 import copy, json, math
-import papermill, pytest, torch
-from conftest import ROOT
+import pytest, torch
+from conftest import ROOT, executed
 from slmkit.adapt.logit_steering import Dynamic, check_pair, cut, matched, plane_figure, shift, steered, together
 from slmkit.core.generate import read
 from slmkit.core.settings import KitError
@@ -106,12 +107,7 @@ def test_other_vocabularies_and_architectures_are_refused(lm):
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(KitError, match="no support for gpt2"): together([model, gpt], lambda a, b: a, torch.ones(1, 2).long(), torch.ones(1, 2).long(), 1)
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "adapt/logit_steering")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 def qwen(tok, folder, **shape):
     from transformers import Qwen2Config, Qwen2ForCausalLM

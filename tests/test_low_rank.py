@@ -1,9 +1,10 @@
 "LoRA against peft with the same A and B, peft's format both ways, NOLA written out, equal budgets, files, bad input, the gpu path."
+from functools import partial
 import copy, json, math
-import papermill, pytest, torch
+import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
-from conftest import ROOT
+from conftest import ROOT, executed
 from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series, adapted, bottleneck, count, found, from_peft, loras, mixture,
                                    read_back, size_for, to_peft, trained, write)
 from slmkit.core.settings import KitError
@@ -153,12 +154,7 @@ def test_an_unusual_lora_is_refused_by_the_name_of_what_is_unusual(tmp_path, lm)
         (tmp_path/"adapter_config.json").write_text(json.dumps(config | odd))
         with one_line(f"no support for its {list(odd)[0]}"): from_peft(lm[0], tmp_path)
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "adapt/low_rank")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 CLAIMS = {"adapters-reach-full-tuning", "the-best-place-differs", "half-of-rank-one", "as-good-as-equal-counts", "half-the-bytes"}
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):

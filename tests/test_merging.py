@@ -1,7 +1,8 @@
 "Merging against peft, scikit-learn and weights merged by hand; routed parts in mixed, padded and decoded batches; bad input; the gpu path."
+from functools import partial
 import copy, json, math
-import papermill, pytest, torch
-from conftest import ROOT
+import pytest, torch
+from conftest import ROOT, executed
 from slmkit.adapt.merging import Routed, added, difference, expert, factors, gated, gist, matrices, storage_figure, ties, ties_vector, total, train_router, weights
 from slmkit.core.data import load
 from slmkit.core.generate import answers, read
@@ -139,12 +140,7 @@ def test_a_router_of_another_number_of_tasks_is_refused(base, vectors):
     parts = [{n: factors(x, 1) for n, x in v.items()} for v in vectors[:2]]
     with pytest.raises(KitError, match="tells 3 tasks apart, there are 2 parts"): Routed(copy.deepcopy(base[0]), parts, router_for(base[0], [1., 0., 0.]))
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "adapt/merging")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
     from slmkit.toyland.tokenizer import build_tokenizer

@@ -1,7 +1,9 @@
 "Objectives of distillation: against definitions and TRL, the clock against the published rule, measures against enumeration, bad input, checkpoints."
-import json, math, os, random
-import papermill, pytest, torch
+import math, os, random
+import pytest, torch
+from functools import partial
 from pathlib import Path
+from conftest import executed
 from slmkit.core.settings import KitError
 from slmkit.distill.kd_head import divergence, slope
 from slmkit.distill.objectives import (WAYS, Clock, chances, distances, distil_loss, entropy, meet, next_t, objective, reached, skewed, songs,
@@ -205,12 +207,7 @@ def tiny(tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path/"llama")
     return str(tmp_path/"llama")
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/objectives")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, tiny):
     found = run(tmp_path, monkeypatch, profile="gpu", model=tiny, songs_sung=3, teach=4, steps=4, hidden=8)

@@ -1,7 +1,8 @@
 "The interpreter against Python itself on what it allows, an attack list against both walls, the three ways of writing a solution, the gpu path."
+from functools import partial
 import ast, json, math, random, time
 import papermill, pytest
-from conftest import ROOT
+from conftest import ROOT, executed
 from slmkit.core.score import arithmetic
 from slmkit.core.settings import KitError
 from slmkit.reason.programs import (FUNCTIONS, LARGEST, apart, as_program, as_rationale, as_text, recomputed, run, sizes_figure, steps_of, value)
@@ -129,12 +130,7 @@ def test_a_process_that_can_not_start_is_said():
 # ---- the notebook
 
 CLAIMS = {"programs-beat-rationales", "programs-are-better-lessons", "the-gap-grows-with-the-numbers"}
-def notebook(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "reason/programs")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+notebook = partial(executed, NB)
 
 def tiny_t5(folder):
     import torch

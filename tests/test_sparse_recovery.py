@@ -1,7 +1,8 @@
 "Masks against loops, the authors' running mean and torchao; SquareHead against loops; zeros that stay zeros; checkpoints, bad input."
+from functools import partial
 import copy, json, math, random, warnings
-import numpy as np, papermill, pytest, torch
-from conftest import ROOT
+import numpy as np, pytest, torch
+from conftest import ROOT, executed
 from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms, linears, mask_of, masks_of, prune, recovering, sparsity_figure,
     square_head, wanda, zeros)
 from slmkit.core.fit import batches, collate, fit
@@ -209,12 +210,7 @@ def test_bad_input():
 
 CLAIMS = {"layers-beat-labels", "layers-beat-logits", "inputs-choose-better", "layers-matter-at-high-sparsity",
           "dimensions-beat-layers"}
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "compress/sparse_recovery")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
     from slmkit.toyland.tokenizer import build_tokenizer

@@ -1,7 +1,8 @@
 "Removed units against silenced ones in double precision, scores against loops, LoRA against peft, files, checkpoints, bad input."
+from functools import partial
 import copy, json, math, random
-import numpy as np, papermill, pytest, torch
-from conftest import ROOT
+import numpy as np, pytest, torch
+from conftest import ROOT, executed
 from slmkit.compress.structured import (LoRA, bars_figure, counts, globally, gradients, groups, layers_of, load_smaller, magnitude, merge,
     per_unit, places, scores_of, sizes, smaller, take, taylor, uniform, with_lora)
 from slmkit.core.decode import decode
@@ -229,12 +230,7 @@ def test_bad_input(tmp_path):
 
 CLAIMS = {"loss-knows-better", "lora-recovers-most", "one-ranking-beats-even", "the-gain-is-in-the-layers", "balance-helps-when-half-goes",
           "really-faster", "ahead-after-recovery"}
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "compress/structured")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
     from slmkit.toyland.tokenizer import build_tokenizer

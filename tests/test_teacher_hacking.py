@@ -1,7 +1,9 @@
 "Teacher hacking: exact distances against enumeration, sampling against its probabilities, checkpoints as teachers, bad input."
-import itertools, json, math, random
-import papermill, pytest, torch
+import itertools, math, random
+import pytest, torch
+from functools import partial
 from pathlib import Path
+from conftest import executed
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.distill.teacher_hacking import (asked, copy_loss, copying, counted, distance, distil, exam, fixed, fresh, hacked, labelled,
@@ -141,12 +143,7 @@ def tiny(tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path/"llama")
     return str(tmp_path/"llama")
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/teacher_hacking")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 def test_a_checkpoint_speaks_the_grammars_words(tiny, g):
     model, tok = speaker(g, 0, tiny), build_tokenizer()

@@ -1,9 +1,11 @@
 "Three ideas: PyTorch's cross-entropy and attention, transformers' generate and single runs as peers; the page at other profiles, twice."
-import json, math
+import math
+from functools import partial
 from pathlib import Path
-import papermill, pytest, torch
+import pytest, torch
 import torch.nn.functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from conftest import executed
 from slmkit.infer.three_ideas import Starts, again, in_parts, linear_all, onward, read_on
 from slmkit.toyland.tokenizer import build_tokenizer
 torch.set_num_threads(1)
@@ -45,12 +47,7 @@ def test_one_layer_of_all_against_each_and_in_few_operations():
     with Starts() as starts: out = linear_all(x, w, b)
     assert torch.allclose(out, torch.stack([F.linear(*three) for three in zip(x, w, b)])) and starts.n < 7
 
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "infer/three_ideas")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 CLAIMS = {"parts-give-the-same-gradients", "a-cache-gives-the-same-tokens", "stacked-seeds-train-the-same", "parts-need-less-memory", "a-cache-is-faster",
           "stacked-seeds-start-less", "stacked-seeds-are-faster"}

@@ -1,9 +1,10 @@
 "Affine groups against torchao and numpy, packing against numpy's bits, layers, files, the rule for group sizes, bad input, the gpu path."
+from functools import partial
 import copy, json, math
-import numpy as np, papermill, pytest, torch
+import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from conftest import ROOT
+from conftest import ROOT, executed
 from slmkit.compress.weight_only import (QuantLinear, affine, bits_figure, dequantize, effective_bits, granularity, linears, own_tensors, pack, quantize,
     quantized, quantized_layers, read_back, round_trip, save, scales_only, spread, unpack)
 from slmkit.core.settings import KitError
@@ -171,12 +172,7 @@ def test_bad_input(lm, tmp_path):
 
 CLAIMS = {"fine-where-needed-with-outliers", "fine-where-needed", "better-than-even-spending", "scales-beat-lora-then-rounding-3",
           "scales-beat-lora-then-rounding-4", "scales-beat-lora-then-rounding-2", "scales-restore-language-modeling"}
-def run(tmp_path, monkeypatch, name="run", **parameters):
-    "Execute the notebook; the records it wrote, by claim."
-    record = tmp_path/f"{name}.jsonl"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", "compress/weight_only")
-    papermill.execute_notebook(str(NB), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+run = partial(executed, NB)
 
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
     qwen(lm[1], tmp_path/"qwen")

@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/core/stacked.html.md"""
 
 # %% auto #0
 __all__ = ['CAUSAL', 'wide', 'widening', 'Whole', 'level', 'clipped', 'StackedAdam', 'scales', 'Stack', 'losses', 'step',
-           'give_back', 'plainly', 'fit_stacked', 'rate', 'fit_many']
+           'give_back', 'plainly', 'for_each', 'fit_stacked', 'rate', 'fit_many']
 
 # %% ../../nbs/core/18_stacked.ipynb #a6d29481
 import time
@@ -165,6 +165,10 @@ def plainly(model):
     finally: handle.remove(); model.set_attn_implementation(kind)
 
 # %% ../../nbs/core/18_stacked.ipynb #b03252b5
+def for_each(lr, models):
+    "A rate for each model: the ones given, or the one given for all."
+    return lr if isinstance(lr, (list, tuple)) else [lr]*len(models)
+
 def fit_stacked(
     models,      # PreTrainedModels of one shape, trained in place
     loss,        # `loss(model, batch)` → scalar tensor
@@ -175,7 +179,7 @@ def fit_stacked(
 ):
     "Train all at once with AdamW; a list of what `fit` gives, `.seconds` being those of all together."
     if not steps and not tokens: raise KitError("fit_stacked: say how long: steps=... or tokens=...")
-    stack, peaks = Stack(models, loss, clip, relative), lr if isinstance(lr, (list, tuple)) else [lr]*len(models)
+    stack, peaks = Stack(models, loss, clip, relative), for_each(lr, models)
     with plainly(models[0]): hs = _loop(stack, data, steps, tokens, peaks, warmup, half, bar)
     give_back(stack)
     return hs
@@ -211,8 +215,7 @@ def fit_many(
     "Train the same model many times, with its own data each; a list of what `fit` gives, `.stacked` says which way."
     if len(models) != len(data): raise KitError(f"fit_many: {len(models)} models and {len(data)} streams of batches")
     if stacked is None: stacked = models[0].device.type == "cuda" and models[0].config.model_type in CAUSAL
-    peaks = lr if isinstance(lr, (list, tuple)) else [lr]*len(models)
-    if stacked: hs = fit_stacked(models, loss, data, lr=peaks, **how)
-    else: hs = [fit(m, loss, d, lr=p, **how) for m, d, p in zip(models, data, peaks)]
+    if stacked: hs = fit_stacked(models, loss, data, lr=lr, **how)
+    else: hs = [fit(m, loss, d, lr=p, **how) for m, d, p in zip(models, data, for_each(lr, models))]
     for h in hs: h.stacked = stacked
     return hs

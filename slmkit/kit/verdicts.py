@@ -9,7 +9,7 @@ __all__ = ['COLOURS', 'costs', 'row', 'unrun', 'rows', 'chosen', 'number', 'resu
            'rich_table', 'as_csv', 'counts', 'show']
 
 # %% ../../nbs/kit/15_verdicts.ipynb #b7dee429
-import csv, io, json, statistics
+import csv, io, itertools, json, statistics
 from ..core.claims import PROVENANCE, entries
 from ..core.judge import OUTCOMES, Verdict, label
 from ..core.settings import PROFILES, KitError, nearest
@@ -104,9 +104,8 @@ def paper_text(
 COLOURS = {"reproduced": "green", "holds here": "green", "not reproduced here": "red", "confounded": "magenta",
            "inconclusive": "yellow"}
 def place(r):
-    "Where a row was measured: technique, profile, model and data."
-    words = [str(r[k]) for k in ("technique", "profile", "model", "data") if r.get(k)]
-    return "  ".join(words + ["external"]*r["external"])
+    "Where a row was measured: a list of technique, profile, model and data, as far as there are any."
+    return [str(r[k]) for k in ("technique", "profile", "model", "data") if r.get(k)] + ["external"]*r["external"]
 
 # %% ../../nbs/kit/15_verdicts.ipynb #b7a1c0d1
 def numbers_of(
@@ -124,14 +123,13 @@ def rich_table(
     "The table for a terminal: a line for each technique, below it its claims with outcome and numbers."
     from rich.markup import escape
     from rich.table import Table
-    t, last = Table(box=None, pad_edge=False, show_header=False), None
+    t = Table(box=None, pad_edge=False, show_header=False)
     t.add_column(overflow="fold", ratio=1); t.add_column(ratio=1)
-    for r in sorted(rows, key=place):
-        name, *where = place(r).split("  ")
-        if place(r) != last: t.add_row(f"[bold]{escape(name)}[/]", f"[dim]{escape('  '.join(where))}[/]")
-        last, numbers = place(r), numbers_of(r)
-        said = f"[{COLOURS.get(r['outcome'], 'dim')}]{r['label']}[/]" + f"\n{escape(numbers)}"*bool(numbers)
-        t.add_row(f"  {escape(r['claim'])}", said)
+    for (name, *where), group in itertools.groupby(sorted(rows, key=place), place):
+        t.add_row(f"[bold]{escape(name)}[/]", f"[dim]{escape('  '.join(where))}[/]")
+        for r in group:
+            said = [f"[{COLOURS.get(r['outcome'], 'dim')}]{r['label']}[/]", escape(numbers_of(r))]
+            t.add_row(f"  {escape(r['claim'])}", "\n".join(filter(None, said)))
     return t
 
 # %% ../../nbs/kit/15_verdicts.ipynb #728a06a3
