@@ -1,8 +1,9 @@
 "Tokens and scores of `decode` against transformers' `generate`, over shapes, paddings and kinds of model."
 import pytest, torch
+from types import SimpleNamespace
 from transformers import (BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
                           Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration)
-from slmkit.core.decode import decode, generated, steps_of, stops_of
+from slmkit.core.decode import STEPS, Replayed, decode, generated, steps_of, stops_of
 from slmkit.core.settings import KitError
 torch.set_num_threads(1)
 
@@ -89,3 +90,42 @@ def test_an_encoder_with_a_fresh_decoder_goes_by_way_of_generate():
 
 def test_no_new_token_is_refused():
     with pytest.raises(KitError, match="most=0"): decode(KINDS["llama"](), *prompts(KINDS["llama"]()), 0)
+
+def as_replayed(model, ids, mask, most, record, monkeypatch, **how):
+    "`decode` as on a GPU, with `record` in the place of CUDA's."
+    kind = steps_of(model)
+    def steps(*given):
+        inner = kind(*given); outer = Replayed(inner); outer.first = inner.first
+        return outer
+    monkeypatch.setattr(Replayed, "record", record); monkeypatch.setitem(STEPS, model.config.model_type, steps)
+    return decode(model, ids, mask, most, **how)
+
+def stand_in(self):
+    "What a CUDA graph is to `Replayed`: it reads `token`, writes `said` and counts the place up."
+    self.said = torch.empty_like(self.steps.first)
+    return SimpleNamespace(replay=lambda: self.said.copy_(self.steps.step(self.token)))
+
+@pytest.mark.parametrize("kind", ["llama", "llama_shared_heads", "qwen2", "t5", "t5_gated"])
+@pytest.mark.parametrize("record", [stand_in, lambda self: False], ids=["recorded", "not recordable"])
+def test_replayed_steps_write_the_same_tokens(kind, record, monkeypatch):
+    model = sharp(KINDS[kind]())
+    for ids, mask in (prompts(model), [x[:1] for x in prompts(model)]):
+        tokens, logs = decode(model, ids, mask, 12, scores=True)
+        with monkeypatch.context() as m: again, their_logs = as_replayed(model, ids, mask, 12, record, m, scores=True)
+        assert torch.equal(tokens, again) and torch.allclose(logs, their_logs, atol=1e-4)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["llama", "llama_shared_heads", "qwen2", "t5", "t5_gated"])
+def test_a_gpu_writes_the_tokens_of_generate(kind):
+    model = sharp(KINDS[kind]()).cuda(); ids, mask = (x.cuda() for x in prompts(model))
+    assert torch.equal(decode(model, ids, mask, 12), generated(model, ids, mask, 12, 0., False))
+
+@pytest.mark.parametrize("name", ["q_proj", "o_proj", "gate_proj", "down_proj", "mlp", "lm_head"])
+def test_a_part_that_someone_changed_is_called_as_it_is(name):
+    model = sharp(KINDS["llama"]()); ids, mask = prompts(model, rows=20)
+    before = decode(model, ids, mask, 6)
+    part = next(m for n, m in model.named_modules() if n.endswith(name))
+    part.register_forward_hook(lambda module, x, y: y*-3)
+    after = decode(model, ids, mask, 6)
+    assert torch.equal(after, generated(model, ids, mask, 6, 0., False)) and not torch.equal(after, before)
+    assert all("forward" not in vars(m) for m in model.modules())
