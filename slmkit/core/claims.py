@@ -7,8 +7,8 @@ Docs: https://slmkit.github.io/slmkit/core/claims.html.md"""
 # %% auto #0
 __all__ = ['PROVENANCE', 'UNITS', 'COST_TOLERANCE', 'figure', 'figure_text', 'source_of', 'Claim', 'technique_name',
            'check_fields', 'claim', 'claim_spec', 'apply', 'check_arms', 'rows_hash', 'Run', 'line', 'append',
-           'ledger_folder', 'entries', 'alike', 'closest', 'Expectation', 'expect', 'beside', 'same', 'differs',
-           'strip', 'shown']
+           'ledger_folder', 'entries', 'alike', 'closest', 'Expectation', 'expect', 'beside', 'unclocked', 'same',
+           'differs', 'strip', 'shown']
 
 # %% ../../nbs/core/09_claims.ipynb #11eb84f9
 import ast, hashlib, inspect, json, math, os, re
@@ -301,13 +301,17 @@ def beside(claim, run, entry):
     return Expectation(text, run, v, single)
 
 # %% ../../nbs/core/09_claims.ipynb #d8474c01
+def unclocked(arms):
+    "Without the arms that are times."
+    return {k: v for k, v in arms.items() if not k.startswith("seconds")}
+
 def same(
     old, new, # dicts with value, arms and rows of one claim in one run
     spec,     # the claim's fields
 ):
     "Whether a rerun gave the same: equal arms and rows, or for kind cost a value within the relative tolerance."
     if spec["kind"] == "cost": return abs(new["value"]/old["value"] - 1) <= (spec.get("tolerance") or COST_TOLERANCE)
-    return old["arms"] == new["arms"] and old["rows"] == new["rows"]
+    return unclocked(old["arms"]) == unclocked(new["arms"]) and old["rows"] == new["rows"]
 
 # %% ../../nbs/core/09_claims.ipynb #16809d21
 def differs(claim, run, entry):

@@ -77,8 +77,8 @@ def block(
 
 # %% ../../nbs/distill/02_kd_head.ipynb #757b3e28
 def sizes(n, vocab, cuda=False, rows=0):
-    "(rows of logits at a time, rows of a strip): logits of 64 MB at most (1 GB on a GPU), strips of 1 MB."
-    rows = rows or min(4096 if cuda else 256, (2**28 if cuda else 2**24)//vocab)
+    "(rows of logits at a time, rows of a strip): logits of 64 MB at most (512 MB on a GPU), strips of 1 MB."
+    rows = rows or min(1024 if cuda else 256, (2**27 if cuda else 2**24)//vocab)
     rows = max(1, min(rows, n))
     return rows, rows if cuda else max(1, min(rows, 2**18//vocab))
 
