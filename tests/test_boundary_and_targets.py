@@ -188,7 +188,7 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file_as_the_pool(tmp_path, monkeypa
     from slmkit.toyland.tasks import task
     mine.write_text("\n".join(json.dumps(dict(text=r["input"], label=r["label"])) for split, k in (("train", 400), ("test", 60))
                               for r in task("topics", split, k)))
-    found = executed(NB, tmp_path, monkeypatch, profile="gpu", model=model, data=str(mine), columns="input=text", n=24, steps=3)
+    found = executed(NB, tmp_path, monkeypatch, profile="gpu", model=model, data=str(mine), columns="input=text", n=24, steps=3, short=3)
     assert set(found) == FAST | {"a-doubting-teacher-will-do", "blended-rows-beat-plain"} and all(r["model"] == model for r in found.values())
     arms = found["a-doubting-teacher-will-do"]["arms"]
     assert arms["wrong_relabelled"] == 0 < arms["wrong_own_labels"] and arms["wrong_targeted"] == 0  # the pool's labels are right
