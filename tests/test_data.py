@@ -93,7 +93,7 @@ def test_fetching_from_a_server_once_for_all_sets(server, away):
     (server.www/commit).mkdir(); os.replace(server.www/"datasets.zip", server.www/commit/"datasets.zip")
     for name in ("svamp", "cqa"): dv.fetch(name, url=server.at + "/{commit}/datasets.zip")
     assert server.asked == [f"/{commit}/datasets.zip"]
-    assert {r[0]: r[3] for r in dv.table()} == dict(svamp="fetched", cqa="fetched", esnli="not here", anli1="not here")
+    assert {r[0]: r[3] for r in dv.table()} == dict.fromkeys(data.manifest(), "not here") | dict(svamp="fetched", cqa="fetched")
 
 def test_what_is_here_is_not_fetched_again_and_damage_is_seen(server, archive, away):
     folder = dv.fetch("svamp", archive)
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(archive, away, monkeypatch)
     with pytest.raises(KitError, match="can't be written"): dv.fetch("svamp", archive)
 
 @pytest.mark.parametrize("argv, words", [(["svmp"], "did you mean 'svamp'"), (["svamp", "--archive", "/nope.zip"], "no file /nope.zip"),
-                                         (["svamp", "--url", "ftp://x/y"], "--archive FILE")])
+                                         (["svamp", "--url", "ftp://x/y"], "--archive FILE"), (["bbh"], "bbh is not fetched: put it into")])
 def test_bad_words_are_one_line(away, capsys, argv, words):
     with pytest.raises(SystemExit) as e: main(["data", "fetch", *argv])
     out = capsys.readouterr().err.strip()

@@ -260,6 +260,7 @@ def fetch(
     if name not in manifest(): raise KitError(f"no data set {name!r}{nearest(name, manifest())}")
     entry, root = manifest()[name], Path(root or target())
     if not (archive or url) and here(entry, root) in ("here", "fetched"): return root/entry["folder"]
+    if entry["converter"] not in CONVERTERS: raise KitError(f"fetch: {name} is not fetched: put it into {root}")
     if archive and not Path(archive).is_file(): raise KitError(f"fetch: no file {archive}: check the path")
     source = url_of(entry, url or URL)
     known = cache()/f"{hashlib.sha256(source.encode()).hexdigest()[:12]}.zip"  # one archive serves several sets
