@@ -10,21 +10,23 @@ from slmkit.toyland.tokenizer import build_tokenizer
 @pytest.mark.parametrize("name", list(zoo()))
 def test_the_card_is_reached(name):
     card = zoo()[name]
-    found = abilities(*load_model(name, device="cpu", kind=card["kind"]), n=40, seed=1)
+    many = 40 if card["parameters"] < 2e6 else 24
+    found = abilities(*load_model(name, device="cpu", kind=card["kind"]), n=many, seed=1)
     assert set(found) == set(card["abilities"])
     for ability, share in card["abilities"].items():
-        n = 10 if ability in LONG else 40
+        n = many//4 if ability in LONG else many
         off = 4*math.sqrt(max(share*(1 - share), .02)/n)
         assert abs(found[ability] - share) <= off, f"{ability}: {found[ability]:.2f}, the card says {share:.2f}"
 
 @pytest.mark.parametrize("name", list(zoo()))
 def test_the_card_knows_its_file(name):
-    card, kind = zoo()[name], name.partition("-s")[0]
+    card = zoo()[name]
+    kind = card.get("base", name).partition("-s")[0]
     assert card["bytes"] == (zoo_folder()/name/"model.safetensors").stat().st_size
     assert card["parameters"] == sum(p.numel() for p in new_model(kind, build_tokenizer()).parameters())
-    assert card["tokens"] == card["history"][-1]["tokens"] > 1e7
+    assert card["tokens"] == card["history"][-1]["tokens"] > (1e6 if "base" in card else 1e7)
 
-@pytest.mark.parametrize("name", [n for n in zoo() if "-s" not in n])
+@pytest.mark.parametrize("name", [n for n, c in zoo().items() if "-s" not in n and "base" not in c])
 def test_a_further_stage_begins_with_the_shipped_weights(name):
     shipped, _ = load_model(name, device="cpu", kind=zoo()[name]["kind"])
     begun = start_of(name, 2, build_tokenizer())
@@ -51,3 +53,26 @@ def test_a_decoder_reads_512_tokens_and_an_encoder_has_a_head():
     assert ids.shape[1] == 512 and lm(ids).logits.shape == (1, 512, len(tok))
     head, _ = load_model("bert-1m", device="cpu", kind="classifier", num_labels=3)
     assert head.fresh and head(tok("ana has 3 apples .", return_tensors="pt")["input_ids"]).logits.shape == (1, 3)
+
+SERIES = ["lm-0.1m", "lm-0.4m", "lm-1m", "lm-5m"]
+def test_the_series_has_read_the_same_and_is_ordered_by_what_is_left_to_learn():
+    cards = [zoo()[n] for n in SERIES]
+    assert len({c["tokens"] for c in cards}) == 1 and len({c["history"][-1]["step"] for c in cards}) == 1
+    losses, sizes = [c["loss"] for c in cards], [c["parameters"] for c in cards]
+    assert losses == sorted(losses, reverse=True) and sizes == sorted(sizes)
+
+def test_the_loss_of_a_card_is_that_of_its_weights():
+    from functools import partial
+    from slmkit.core.pretrain import held_out, next_batch
+    model, tok = load_model("lm-0.4m", device="cpu", kind="causal")
+    assert held_out(model, partial(next_batch, tokenizer=tok)) == pytest.approx(zoo()["lm-0.4m"]["loss"], abs=2e-3)
+
+def test_all_weights_together_stay_small():
+    assert sum(p.stat().st_size for p in zoo_folder().glob("*/model.safetensors")) < 36e6
+
+def test_a_twin_does_as_it_is_told_and_its_base_does_not():
+    from slmkit.core.asked import instructed
+    for name, card in zoo().items():
+        if "base" not in card: continue
+        twin, base = (instructed(*load_model(n, device="cpu", kind="causal"), n=60, seed=1) for n in (name, card["base"]))
+        assert twin["instructions, seen kinds"] > .6 > .1 >= base["instructions, seen kinds"]

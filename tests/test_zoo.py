@@ -71,3 +71,47 @@ def test_warming_up_trains_the_fresh_decoder_and_leaves_the_encoder(tmp_path):
     assert all((v == encoder[k]).all() for k, v in state(model.encoder).items())
     assert any((v != decoder[k]).any() for k, v in state(model.decoder).items())
     assert all(p.requires_grad for p in model.parameters())
+
+MINE = """[model]
+family = "Llama"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+[stage]
+steps = 3
+peak = 7e-2
+size = 4
+"""
+def test_a_model_of_ones_own_is_built_from_a_file_and_loaded(capsys, tmp_path):
+    (tmp_path/"mine.toml").write_text(MINE)
+    code, out, err = said(capsys, "zoo", "build", "--config", str(tmp_path/"mine.toml"), "--out", str(tmp_path/"mine"))
+    assert code == 0 and "loss" in out, err
+    model, tok = zoo.load_model(str(tmp_path/"mine"), device="cpu", kind="causal")
+    assert model.config.hidden_size == 16 and len(tok) == model.config.vocab_size
+
+@pytest.mark.parametrize("text, told", [(None, "can't be read"), ("[model", "can't be read"), ("[model]\nfamily = 'GPT'", "family"),
+    (MINE.replace("peak", "top"), "'peak'"), (MINE.replace("num_attention_heads = 2", "num_attention_heads = 3"), "no Llama of this shape")])
+def test_a_file_that_says_no_model_is_one_line(capsys, tmp_path, text, told):
+    if text is not None: (tmp_path/"mine.toml").write_text(text)
+    code, _, err = said(capsys, "zoo", "build", "--config", str(tmp_path/"mine.toml"), "--out", str(tmp_path/"out"))
+    assert code == 2 and told in err and "\n" not in err and not list(tmp_path.glob("out*"))
+
+def test_a_twin_is_its_base_and_its_factors(copy):
+    import torch
+    from safetensors.torch import load_file
+    from slmkit.core.twins import save_twin, thinly
+    base, _ = zoo.load_model("lm-1m", device="cpu", kind="causal")
+    changed, _ = zoo.load_model("lm-1m", device="cpu", kind="causal")
+    changes = thinly(changed, 2)
+    for c in changes.values(): torch.nn.init.normal_(c.B, std=.1)
+    save_twin(copy/"lm-1m-mine", "lm-1m", changes)
+    (copy/"lm-1m-mine/card.json").write_text(json.dumps(dict(base="lm-1m", sha256=zoo.sha256(copy/"lm-1m-mine/model.safetensors"))))
+    for kind, prefix in (("causal", "model."), ("encoder", "")):  # with its head and without it
+        twin, _ = zoo.load_model("lm-1m-mine", device="cpu", kind=kind)
+        factors = load_file(copy/"lm-1m-mine/model.safetensors")
+        for layer in changes:
+            want = base.model.get_submodule(layer).weight + factors[f"{layer}.B"].float() @ factors[f"{layer}.A"].float()
+            assert torch.equal(twin.get_submodule(prefix + layer).weight, want)
+    corrupt(copy/"lm-1m/model.safetensors")  # a twin of a damaged base is damaged
+    with pytest.raises(KitError, match="corrupted"): zoo.load_model("lm-1m-mine")

@@ -6,15 +6,17 @@ Docs: https://slmkit.github.io/slmkit/core/pretrain.html.md"""
 
 # %% auto #0
 __all__ = ['found_elsewhere', 'spans', 'endings', 'corrupt', 'padded', 'texts', 'corruption_batch', 'next_batch', 'hide',
-           'masked_batch', 'rate', 'pretraining_step', 'pretrain']
+           'masked_batch', 'rate', 'pretraining_step', 'at_rate', 'written_out', 'stage_of', 'pretrain', 'held_out']
 
 # %% ../../nbs/core/10_pretrain.ipynb #510836f5
-import random, time
+import itertools, random, time
 from collections import Counter
+from functools import partial
 import torch
 from tqdm.auto import tqdm
 from ..toyland.texts import long_text, text
 from .fit import rate_groups, tokens_in
+from .replay import Replayed, ahead
 from .settings import seed_everything
 
 # %% ../../nbs/core/10_pretrain.ipynb #b0f1f24d
@@ -161,11 +163,38 @@ def rate(
 # %% ../../nbs/core/10_pretrain.ipynb #ca4ddd6d
 def pretraining_step(model, opt, batch):
     "One update on a batch, in bfloat16 where that is faster; gives the loss, detached."
-    # the autocast is entered anew each step: it keeps casts of weights for as long as it lasts
-    with torch.autocast(model.device.type, torch.bfloat16): loss = model(**batch).loss
+    # the autocast is entered anew each step: it keeps casts of weights for as long as it lasts; a recording keeps none
+    where = model.device.type
+    with torch.autocast(where, torch.bfloat16, cache_enabled=where == "cpu"): loss = model(**batch).loss
     opt.zero_grad(); loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step()
     return loss.detach()
+
+# %% ../../nbs/core/10_pretrain.ipynb #7c5358fa
+def at_rate(model, opt, batch, lr):
+    "The update at a learning rate, which is relative to each matrix' scale."
+    for g in opt.param_groups: g["lr"] = g["scale"]*lr
+    return pretraining_step(model, opt, batch)
+
+# %% ../../nbs/core/10_pretrain.ipynb #2e17c008
+def written_out(
+    batch, # of a decoder, padded on the right
+):
+    "The batch with its mask as float32[1, 1, tokens, tokens], since transformers' way to it can't be recorded."
+    n, ids = batch["input_ids"].shape[1], batch["input_ids"]
+    later = torch.full((n, n), torch.finfo(torch.float32).min, device=ids.device).triu(1)
+    return batch | dict(attention_mask=later[None, None])  # padding comes last: no token that counts looks there
+
+# %% ../../nbs/core/10_pretrain.ipynb #35e00e10
+def stage_of(model, batches, peak, seed, drawers):
+    "(stream of batches, update(batch, rate) -> loss) for the machine that the model lies on."
+    rng, cuda = seed_everything(seed), model.device.type == "cuda"
+    opt = torch.optim.AdamW(rate_groups(model.train(), True), lr=peak, betas=(.9, .98), weight_decay=0., fused=True,
+                            capturable=cuda)
+    if not cuda: return (batches(rng) for _ in itertools.count()), partial(at_rate, model, opt)
+    causal = model.config.model_type == "llama"
+    step = lambda b: pretraining_step(model, opt, written_out(b) if causal else b)
+    return ahead(batches, rng, drawers), Replayed(step, opt, model.device)
 
 # %% ../../nbs/core/10_pretrain.ipynb #f97ec4f8
 def pretrain(
@@ -177,17 +206,28 @@ def pretrain(
     save=None,        # `save(model, history)`, called every `every` steps and at the end
     every=1000,       # steps between saves and history entries
     bar=False,        # show progress
+    drawers=1,        # processes that draw batches for a GPU; more than one draw another stream than one
 ):
     "Train for one stage; gives its history, [{step, loss, seconds, tokens}]. Deterministic on one class of CPU."
-    rng = seed_everything(seed); start, history, tokens, losses = time.time(), [], 0, []
-    opt = torch.optim.AdamW(rate_groups(model, True), lr=peak, betas=(.9, .98), weight_decay=0., fused=True)
-    model.train()
+    start, history, tokens, losses = time.time(), [], 0, []
+    stream, update = stage_of(model, batches, peak, seed, drawers)
     for step in tqdm(range(1, steps + 1), disable=not bar, delay=2):
-        for g in opt.param_groups: g["lr"] = g["scale"]*rate(step/steps, peak)
-        b = {k: v.to(model.device) for k, v in batches(rng).items()}
-        losses.append(pretraining_step(model, opt, b)); tokens += tokens_in(b, model.config.is_encoder_decoder)
+        b = next(stream); tokens += tokens_in(b, model.config.is_encoder_decoder)
+        losses.append(update({k: v.to(model.device) for k, v in b.items()}, rate(step/steps, peak)))
         if step % every == 0 or step == steps:
             mean, losses = torch.stack(losses).mean().item(), []
             history.append(dict(step=step, loss=mean, seconds=time.time() - start, tokens=tokens))
             if save: save(model, history)
     return history
+
+# %% ../../nbs/core/10_pretrain.ipynb #33773017
+@torch.no_grad()
+def held_out(
+    model,   # PreTrainedModel
+    batches, # as in `pretrain`
+    n=40,    # batches, the same ones for every model
+):
+    "Mean loss on batches that no stage has drawn: what makes models of one kind comparable."
+    rng = random.Random("held out"); model.eval()
+    drawn = ({k: v.to(model.device) for k, v in batches(rng).items()} for _ in range(n))
+    return sum(model(**b).loss.item() for b in drawn)/n
