@@ -145,7 +145,7 @@ def test_stored_outputs_and_the_same_seed(tmp_path, monkeypatch, bbh):
 def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch):
     monkeypatch.delenv("SLMKIT_DATA", raising=False)
     found = notebook(tmp_path, monkeypatch, profile="gpu", model=tiny_llama(tmp_path/"lm"), steps=2, n=60, sizes=f"lm-1m {tmp_path/'lm'}")
-    assert set(found) == TRAINED | {"the-state-is-worth-twice-the-training", "the-gain-grows-with-the-size"}  # without data there are no real rows
+    assert set(found) == TRAINED | {"the-gain-grows-with-the-size"}  # without data there are no real rows
     assert {"state, lm-1m", "size, lm-1m"} <= set(found["the-gain-grows-with-the-size"]["arms"])
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
@@ -169,7 +169,7 @@ def test_figures_need_no_run():
     import matplotlib.pyplot as plt
     ways = ("state", "other", "none", "direct")
     for draw, arms, lines in ((steps_figure, {f"{w}_{k}": .5 for w in ways for k in (1, 3, 5)}, 5),
-            (sizes_figure, {f"{w}, {s}": .5 for w in ways for s in "ab"} | {"size, a": 5., "size, b": 6., "slope, state": 1., "slope, other": 0.}, 3),
+            (sizes_figure, {f"{w}, {s}": .5 for w in ways for s in "ab"} | {"size, a": 5., "size, b": 6., "slope, gain": 1., "slope, direct": 0.}, 2),
             (tasks_figure, {f"{w}, {t}": x for w, x in (("direct", .2), ("chain", .9)) for t in "ab"} | dict(direct=.2, chain=.9, others=.1), 3)):
         fig, ax = plt.subplots(); draw([dict(arms=arms)]*2, ax)
         assert len(ax.lines) == lines and ax.get_xlabel()

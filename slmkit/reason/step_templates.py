@@ -61,7 +61,7 @@ def said(text):
     "The answer in what a model wrote: what follows the last `answer :`, '' if nothing does."
     return text.rpartition("answer :")[2].strip() if "answer :" in text else ""
 
-# %% ../../nbs/reason/02_step_templates.ipynb #031b4af5
+# %% ../../nbs/reason/02_step_templates.ipynb #31489056
 def slope(
     x, y, # lists of numbers, as long as each other
 ):
@@ -72,7 +72,7 @@ def slope(
     return sum((a - mx)*(b - my) for a, b in zip(x, y))/spread
 
 
-# %% ../../nbs/reason/02_step_templates.ipynb #39fa9ec1
+# %% ../../nbs/reason/02_step_templates.ipynb #7688b6ef
 THINK = "Let's think step by step."
 def answers_alone(
     prompt, # three examples, each `A: Let's think step by step. ... So the answer is X.`
@@ -84,7 +84,7 @@ def final(text):
     "The answer at the end of a chain: what follows the last `the answer is`, without its full stop; '' if cut off."
     return text.rpartition("the answer is")[2].strip().removesuffix(".") if "the answer is" in text else ""
 
-# %% ../../nbs/reason/02_step_templates.ipynb #49d180ec
+# %% ../../nbs/reason/02_step_templates.ipynb #da4ea2a5
 def by_task(
     rows,    # dicts with `task`, `target` and an answer
     answers, # a list of answers, one a row
@@ -102,7 +102,7 @@ def next_of_task(rows, answers):
     follows = {i: p[(k + 1) % len(p)] for p in places.values() for k, i in enumerate(p)}
     return [answers[follows[i]] for i in range(len(rows))]
 
-# %% ../../nbs/reason/02_step_templates.ipynb #eb624dbe
+# %% ../../nbs/reason/02_step_templates.ipynb #ff5a1ae0
 SWAP = re.compile(r"([A-Z]\w+) and ([A-Z]\w+) (?:swap|switch|trade)")
 def swaps(question):
     "Pairs of people who swap, in order."
@@ -112,7 +112,7 @@ def held(chain):
     lines = [l for l in chain.splitlines() if re.match(r"\(\d+\)", l)]
     return [dict(re.findall(r"([A-Z]\w+): ([^,:]+?)(?=, [A-Z]\w+:|\.?\s*$)", l)) for l in lines]
 
-# %% ../../nbs/reason/02_step_templates.ipynb #f74efabe
+# %% ../../nbs/reason/02_step_templates.ipynb #87226162
 def checked(
     swaps, # pairs of people who swap
     held,  # states that were written, {person: thing}: the start, then one after each swap
@@ -125,7 +125,7 @@ def checked(
     return out
 
 
-# %% ../../nbs/reason/02_step_templates.ipynb #434c9b5a
+# %% ../../nbs/reason/02_step_templates.ipynb #a46e3763
 LINES = dict(state=("the asked coin's state", "tab:green", "o-"), other=("the other coin's state", "tab:orange", "s-"),
              none=("moves without a state", "tab:blue", "^-"), direct=("no steps", "tab:gray", "D-"))
 def steps_figure(
@@ -141,18 +141,18 @@ def steps_figure(
     ax.set(xlabel="moves", ylabel="right answers", xticks=moves, ylim=(0, 1.05))
     ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, .5), title="written after each move")
 
-# %% ../../nbs/reason/02_step_templates.ipynb #bdd2d3af
+# %% ../../nbs/reason/02_step_templates.ipynb #bbb965ab
 def sizes_figure(records, ax):
     "Right answers against the number of parameters, mean over the records of `the-gain-grows-with-the-size`."
     mean = {k: sum(r["arms"][k] for r in records)/len(records) for k in records[0]["arms"]}
     sizes = sorted((v, k[6:]) for k, v in mean.items() if k.startswith("size, "))
-    for way in ("state", "other", "direct"):
+    for way in ("state", "direct"):
         (text, colour, style), right = LINES[way], [mean[f"{way}, {s}"] for _, s in sizes]
         ax.plot([10**v for v, _ in sizes], right, style, color=colour, lw=3, ms=9, label=text)
     ax.set(xlabel="parameters", ylabel="right answers", xscale="log", ylim=(0, 1.05))
     ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, .5))
 
-# %% ../../nbs/reason/02_step_templates.ipynb #8b940be7
+# %% ../../nbs/reason/02_step_templates.ipynb #44c8031c
 def tasks_figure(records, ax):
     "Each task of `chains-beat-answers-on-bbh` as a dot: answers alone to the right, with a chain upwards."
     mean = {k: sum(r["arms"][k] for r in records)/len(records) for k in records[0]["arms"]}
