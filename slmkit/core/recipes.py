@@ -1,4 +1,4 @@
-"""Three models of a million weights that have read Toyland, each made in a stage of under an hour that anyone can redo on one CPU core.
+"""Models of a tenth of a million to sixty million weights that read Toyland, most in under an hour of one CPU core, all in minutes of a GPU.
 
 Docs: https://slmkit.github.io/slmkit/core/recipes.html.md"""
 
