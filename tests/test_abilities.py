@@ -41,7 +41,7 @@ def test_equal_seeds_make_equal_weights_and_another_seed_another_base():
 
 def test_a_stage_or_model_that_is_none_is_one_line():
     with pytest.raises(KitError, match="no stage 7"): start_of("t5-1m", 7, build_tokenizer())
-    with pytest.raises(KitError, match="did you mean 'lm-1m'"): new_model("lm-2m", build_tokenizer())
+    with pytest.raises(KitError, match="did you mean 'lm-1m'"): new_model("lm-1n", build_tokenizer())
 
 @pytest.mark.parametrize("kind, wrong", [("seq2seq", "lm-1m"), ("causal", "t5-1m"), ("masked", "lm-1m"), ("causal", "bert-1m")])
 def test_a_model_of_another_kind_is_one_line(kind, wrong):
