@@ -201,7 +201,7 @@ def held_out(
         hits[half == h] = right(student, [r for r, k in zip(seeds, half) if k == h])
     return hits
 
-# %% ../../nbs/synth/01_boundary_and_targets.ipynb #6dc49980
+# %% ../../nbs/synth/01_boundary_and_targets.ipynb #bdec8ee9
 def labels_figure(
     records, # of the claim `a-doubting-teacher-will-do`: dicts with `arms`
     ax,      # matplotlib axes
@@ -217,4 +217,4 @@ def labels_figure(
     for k, name, style in (("plain", "plain rows", "--"), ("natural", "natural rows", ":")):
         ax.axhline(mean(k), color="black", ls=style, lw=1.5, label=name)
     ax.set(xlabel="wrong labels among the borderline rows", ylabel="accuracy")
-    ax.xaxis.set_major_formatter("{x:.0%}"); ax.legend(frameon=False, fontsize=12)
+    ax.xaxis.set_major_formatter("{x:.0%}"); ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, .5))
