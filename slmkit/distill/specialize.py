@@ -1,4 +1,4 @@
-"""A small model that is tuned on chains of thought learns to take several steps, and pays for it with what it could do before.
+"""A small model tuned on chains of thought learns to take several steps, and pays with some of what it could do before.
 
 Docs: https://slmkit.github.io/slmkit/distill/specialize.html.md"""
 
