@@ -105,12 +105,12 @@ def test_tasks_of_three_sizes_count_once():
 
 # ---- the notebook
 
-def tiny_llama(folder):
+def tiny_llama(folder, width=16):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from slmkit.toyland.tokenizer import build_tokenizer
     tok = build_tokenizer(); tok.save_pretrained(folder); torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=width, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=1024, pad_token_id=0, bos_token_id=3, eos_token_id=1)).save_pretrained(folder)
     return str(folder)
 
@@ -144,9 +144,10 @@ def test_stored_outputs_and_the_same_seed(tmp_path, monkeypatch, bbh):
 
 def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch):
     monkeypatch.delenv("SLMKIT_DATA", raising=False)
-    found = notebook(tmp_path, monkeypatch, profile="gpu", model=tiny_llama(tmp_path/"lm"), steps=2, n=60, sizes=f"lm-1m {tmp_path/'lm'}")
+    one, two = tiny_llama(tmp_path/"lm"), tiny_llama(tmp_path/"wide", 32)
+    found = notebook(tmp_path, monkeypatch, profile="gpu", model=one, steps=2, n=60, sizes=f"{one} {two}")
     assert set(found) == TRAINED | {"the-gain-grows-with-the-size"}  # without data there are no real rows
-    assert {"state, lm-1m", "size, lm-1m"} <= set(found["the-gain-grows-with-the-size"]["arms"])
+    assert {f"state, {one}", f"size, {two}"} <= set(found["the-gain-grows-with-the-size"]["arms"])
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
 def test_paper_path_prompts_a_tiny_checkpoint(tmp_path, monkeypatch, bbh):
