@@ -55,4 +55,13 @@ def executed(notebook, tmp_path, monkeypatch, name="run", **parameters):
     record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem[3:]}"
     monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", technique)
     papermill.execute_notebook(str(notebook), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+    return by_claim(record)
+
+def executed_in(pool, notebook, tmp_path, name="r", **parameters):
+    "Execute it in a pool: its end event and the records it wrote, by claim; none where it wrote none."
+    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem[3:]}"
+    env = dict(SLMKIT_RECORD=str(record), SLMKIT_TECHNIQUE=technique)
+    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=env)
+    return e, by_claim(record) if record.exists() else {}
+
+def by_claim(record): return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}

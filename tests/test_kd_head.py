@@ -1,7 +1,7 @@
 "The chunked distillation head against the loss written out, autograd, TRL and Liger; its edges; its benchmark."
 import importlib.util, json, math, os
 import pytest, torch
-from conftest import ROOT, run_in
+from conftest import ROOT, executed_in
 from torch.nn.functional import log_softmax
 from slmkit.core.measure import peak_mb
 from slmkit.core.settings import KitError
@@ -211,10 +211,8 @@ def test_bench_verb_joins_the_group():
     assert said.exit_code == 0 and "--alone" in said.output and "Examples" in said.output
 
 def test_gpu_profile_of_the_notebook_on_a_tiny_shape(tmp_path, torch_pool):
-    record, given = tmp_path/"r.jsonl", dict(profile="gpu", tokens=64, vocab=128, beta=1., temperature=2., rows=5)
-    env = dict(SLMKIT_RECORD=str(record), SLMKIT_TECHNIQUE="distill/kd_head")
-    e, _ = run_in(torch_pool, ROOT/"nbs/distill/02_kd_head.ipynb", tmp_path/"out", parameters=given, env=env)
+    given = dict(profile="gpu", tokens=64, vocab=128, beta=1., temperature=2., rows=5)
+    e, found = executed_in(torch_pool, ROOT/"nbs/distill/02_kd_head.ipynb", tmp_path, **given)
     assert e["status"] == "ok", e["error"]
-    found = {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
     assert set(found) == {"same-as-dense", "faster-than-dense", "smaller-than-dense"}
     assert found["same-as-dense"]["value"] < 1e-5 and found["smaller-than-dense"]["arms"]["head_128"] > 0

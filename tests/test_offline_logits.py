@@ -2,7 +2,7 @@
 import json, math
 import numpy as np, pytest, torch
 import torch.nn.functional as F
-from conftest import ROOT, run_in
+from conftest import ROOT, executed_in
 from slmkit.core.fit import batches, fit
 from slmkit.core.settings import KitError
 from slmkit.distill.offline_logits import (NEVER, Store, answered, asked, best_temperature, bucket_loss, bucket_nll, buckets, ece,
@@ -198,11 +198,7 @@ def test_batches_in_any_order_meet_their_own_targets(tiny, tmp_path):
 
 # ---- the notebook
 
-def run(tmp_path, pool, name="r", **given):
-    record = tmp_path/f"{name}.jsonl"
-    env = dict(SLMKIT_RECORD=str(record), SLMKIT_TECHNIQUE="distill/offline_logits")
-    e, nb = run_in(pool, ROOT/"nbs/distill/06_offline_logits.ipynb", tmp_path/"out", id=name, parameters=given, env=env)
-    return e, {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())} if record.exists() else {}
+def run(tmp_path, pool, name="r", **given): return executed_in(pool, ROOT/"nbs/distill/06_offline_logits.ipynb", tmp_path, name, **given)
 
 @pytest.fixture
 def given(tmp_path, tiny):

@@ -2,7 +2,7 @@
 import copy, itertools, json, math, random, warnings
 import pytest, torch
 import torch.nn.functional as F
-from conftest import ROOT, run_in
+from conftest import ROOT, executed_in
 from slmkit.core.fit import arm, batches, collate, fit
 from slmkit.core.settings import KitError
 from slmkit.distill.specialize import (aligned, at_targets, knows, losses, matched, numbered, plain_loss, right_only, rows_for, solutions,
@@ -154,11 +154,7 @@ def test_too_few_examples_are_refused():
 MAIN = {"gains-steps-loses-the-rest", "the-loss-is-its-own", "chains-beat-answers", "chains-reach-further", "in-context-training-keeps-both",
         "chains-forget-less-than-answers"}
 SLOW = {"room-has-to-be-made", "distributions-beat-samples"}
-def run(tmp_path, pool, name="r", **given):
-    record = tmp_path/f"{name}.jsonl"
-    env = dict(SLMKIT_RECORD=str(record), SLMKIT_TECHNIQUE="distill/specialize")
-    e, nb = run_in(pool, ROOT/"nbs/distill/07_specialize.ipynb", tmp_path/"out", id=name, parameters=given, env=env)
-    return e, {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())} if record.exists() else {}
+def run(tmp_path, pool, name="r", **given): return executed_in(pool, ROOT/"nbs/distill/07_specialize.ipynb", tmp_path, name, **given)
 
 @pytest.fixture
 def given(tmp_path, tiny):

@@ -1,5 +1,5 @@
 "Step templates: a brute-force simulation of coins and swaps, numpy's line, stored chains of the published form, the gpu and paper paths."
-import gzip, hashlib, json, math, random
+import gzip, json, math, random
 from functools import partial
 import numpy as np
 import papermill, pytest

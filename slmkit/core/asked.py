@@ -12,7 +12,6 @@ import random
 from .abilities import likelihoods, numbers
 from .generate import answers
 from ..toyland.tasks import task
-from ..toyland.world import PEOPLE
 
 # %% ../../nbs/core/20_asked.ipynb #d71fb09d
 def chain_of(

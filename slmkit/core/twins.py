@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 from .fit import arm, batches, fit, prompted
-from .settings import KitError, settings
-from .zoo import add_delta, load_model, sha256, zoo
+from .settings import settings
+from .zoo import add_delta, load_model, zoo
 from ..toyland.tasks import task
 
 # %% ../../nbs/core/19_twins.ipynb #ab5e2564
