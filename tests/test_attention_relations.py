@@ -4,11 +4,12 @@ import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
 from conftest import executed
-from slmkit.core.fit import batches, collate, fit
+from slmkit.core.fit import batches, collate, fit, marked
+from slmkit.core.generate import classified
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
-from slmkit.distill.attention_relations import (classified, classifier, copying, guessing, heads_of, hear, hidden_matching, maps_figure,
-    masked, projections, relation, relation_loss, rows_of, scrambled, states, student_of, with_bridges)
+from slmkit.distill.attention_relations import (classifier, copying, guessing, heads_of, hear, hidden_matching, maps_figure,
+    masked, projections, relation, relation_loss, scrambled, states, student_of, with_bridges)
 
 NB = Path(__file__).parents[1]/"nbs/distill/05_attention_relations.ipynb"
 
@@ -260,10 +261,10 @@ def test_gpu_needs_a_model(tmp_path, monkeypatch):
 def test_rows_have_both_marks(tiny_bert):
     from transformers import AutoTokenizer
     tok = build_tokenizer()
-    assert rows_of(tok, ["ana ."])[0]["input_ids"] == [tok.bos_token_id, *tok("ana .")["input_ids"]] and tok.eos_token_id == rows_of(tok, ["ana ."])[0]["input_ids"][-1]
+    assert marked(tok, ["ana ."])[0]["input_ids"] == [tok.bos_token_id, *tok("ana .")["input_ids"]] and tok.eos_token_id == marked(tok, ["ana ."])[0]["input_ids"][-1]
     real = AutoTokenizer.from_pretrained(tiny_bert)
-    assert rows_of(real, ["a b"])[0]["input_ids"] == [2, 5, 6, 3] and len(rows_of(real, ["a b c d e"], 4)[0]["input_ids"]) == 4
-    assert len(rows_of(tok, ["ana and ben see a dog ."], 5)[0]["input_ids"]) == 5
+    assert marked(real, ["a b"])[0]["input_ids"] == [2, 5, 6, 3] and len(marked(real, ["a b c d e"], 4)[0]["input_ids"]) == 4
+    assert len(marked(tok, ["ana and ben see a dog ."], 5)[0]["input_ids"]) == 5
 
 def test_figure_is_drawn_from_records_alone():
     import matplotlib; matplotlib.use("Agg")

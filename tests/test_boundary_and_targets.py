@@ -151,7 +151,7 @@ def test_rows_are_told_in_words_of_the_zoo_and_begin_with_one_mark(bert):
     assert all(WORDS[w] in r["text"].split() for r in rows for w in r["words"])
     with torch.no_grad(): alone = [model(input_ids=torch.tensor([i])).logits.argmax(-1).item() for i in ids]
     assert says(model, tok, rows, 5).tolist() == alone
-    short = encoded(tok, rows, 4)
+    short = encoded(tok, rows, 5)
     assert {len(r["input_ids"]) for r in short} == {5}
 
 def test_a_tokenizer_that_begins_by_itself_is_left_alone():

@@ -69,6 +69,10 @@ def test_changed_default_of_a_knob_counts(tmp_path):
     a, b, c = (write_notebook(tmp_path/f"{i}.ipynb", "1", parameters=f"profile = 'cpu'\nseed = {s}\nrate = {r}") for i, s, r in ((0, 0, .1), (1, 0, .2), (2, 1, .1)))
     assert hashes(a, {})["code"] == hashes(c, {})["code"] != hashes(b, {})["code"]
 
+def test_a_full_stop_is_no_model(tmp_path):
+    model = lambda name: hashes(write_notebook(tmp_path/"n.ipynb", f"x = {name!r}"), {})["model"]
+    assert model(".") == model("..") == model("no model") != model("lm-1m")
+
 def test_no_import_and_broken_cells(tmp_path):
     "Magics are understood; a cell that is no Python counts by its text."
     one, two = (write_notebook(tmp_path/f"{i}.ipynb", "%time x = 1", f"!ls {i}", "def broken(:" + "x"*i) for i in (1, 2))

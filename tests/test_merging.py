@@ -3,10 +3,11 @@ from functools import partial
 import copy, json, math
 import pytest, torch
 from conftest import ROOT, executed
-from slmkit.adapt.merging import Routed, added, difference, expert, factors, gated, gist, matrices, storage_figure, ties, ties_vector, total, train_router, weights
+from slmkit.adapt.merging import Routed, added, difference, expert, factors, gated, gist, storage_figure, ties, ties_vector, total, train_router, weights
 from slmkit.core.data import load
 from slmkit.core.generate import answers, read
 from slmkit.core.settings import KitError
+from slmkit.core.zoo import linears
 
 NB = ROOT/"nbs/adapt/01_merging.ipynb"
 
@@ -77,7 +78,7 @@ def test_experts_change_matrices_only_and_leave_the_base_alone(base):
     trained, history = expert(model, tok, load("topics", "train", 16), 0, 2, 1e-2, 4)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()) and history.steps == 2
     changed = {k for k, v in trained.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {f"{n}.weight" for n in matrices(model)} and not any("embed" in k or "norm" in k or "lm_head" in k for k in changed)
+    assert changed == {f"{n}.weight" for n in linears(model)} and not any("embed" in k or "norm" in k or "lm_head" in k for k in changed)
 
 def router_for(model, gates):
     "A router that gives every row these weights."

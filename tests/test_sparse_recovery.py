@@ -3,10 +3,11 @@ from functools import partial
 import copy, json, math, random, warnings
 import numpy as np, pytest, torch
 from conftest import ROOT, executed
-from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms, linears, mask_of, masks_of, prune, recovering, sparsity_figure,
+from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms, mask_of, masks_of, prune, recovering, sparsity_figure,
     square_head, wanda, zeros)
 from slmkit.core.fit import batches, collate, fit
 from slmkit.core.settings import KitError
+from slmkit.core.zoo import linears
 
 NB = ROOT/"nbs/compress/01_sparse_recovery.ipynb"
 SHAPE = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
@@ -201,7 +202,7 @@ def test_the_control_teacher_reads_another_row(data):
 def test_bad_input():
     from transformers import GPT2Config, GPT2LMHeadModel
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(KitError, match="a gpt2 keeps its weights in no nn.Linear") as e: linears(gpt)
+    with pytest.raises(KitError, match="a GPT2LMHeadModel keeps its weights in no nn.Linear") as e: linears(gpt)
     assert "\n" not in str(e.value)
     with pytest.raises(KitError, match="no whole number of groups of 5"): masks_of(llama(), .5, group=5)
     with pytest.raises(KitError, match="no kind 'logit': did you mean"): recovering(None, "logit")

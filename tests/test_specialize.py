@@ -3,9 +3,9 @@ import copy, itertools, json, math, random, warnings
 import pytest, torch
 import torch.nn.functional as F
 from conftest import ROOT, executed_in
-from slmkit.core.fit import arm, batches, collate, fit
+from slmkit.core.fit import arm, batches, collate, fit, rows_for
 from slmkit.core.settings import KitError
-from slmkit.distill.specialize import (aligned, at_targets, knows, losses, matched, numbered, plain_loss, right_only, rows_for, solutions,
+from slmkit.distill.specialize import (aligned, at_targets, knows, losses, matched, numbered, plain_loss, right_only, solutions,
     solved, top_k_loss, top_tokens, watched, with_shots)
 from slmkit.toyland.tokenizer import build_tokenizer
 

@@ -115,3 +115,10 @@ def test_a_twin_is_its_base_and_its_factors(copy):
             assert torch.equal(twin.get_submodule(prefix + layer).weight, want)
     corrupt(copy/"lm-1m/model.safetensors")  # a twin of a damaged base is damaged
     with pytest.raises(KitError, match="corrupted"): zoo.load_model("lm-1m-mine")
+
+def test_a_twin_of_another_base_is_one_line(capsys, copy):
+    made = copy/"lm-1m-it/base_config.json"
+    made.write_text(json.dumps(json.loads(made.read_text()) | dict(sha256="0"*64)))
+    with pytest.raises(KitError, match="tuned from another lm-1m"): zoo.load_model("lm-1m-it", kind="causal")
+    code, _, err = said(capsys, "zoo", "verify")
+    assert code == 2 and "lm-1m-it" in err and "git checkout" in err and "\n" not in err

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 from .fit import arm, batches, fit, prompted
-from .settings import settings
-from .zoo import add_delta, load_model, zoo
+from .zoo import linears, zoo
 from ..toyland.tasks import task
 
 # %% ../../nbs/core/19_twins.ipynb #ab5e2564
@@ -35,7 +34,7 @@ def thinly(
 ):
     "The model with its weights frozen and a thin change at each linear layer but the head; gives {layer name: change}."
     model.requires_grad_(False); changes = {}
-    for name, layer in [(n, m) for n, m in model.base_model.named_modules() if isinstance(m, nn.Linear)]:
+    for name, layer in linears(model.base_model).items():
         changes[name] = Thin(layer.weight, rank)
         register_parametrization(layer, "weight", changes[name])
     return changes

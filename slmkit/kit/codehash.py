@@ -388,7 +388,7 @@ def hashes_and_parts(
     "({code, model, data}, the code's parts)."
     parts, strings, own = walk_from(path, parameters, library)
     at, zoo = resolved(path, parameters), package_folder()/"zoo"
-    named = sorted({at["model"], *(s for s in own if s and s.isascii() and re.fullmatch(r"[\w.-]+", s)
+    named = sorted({at["model"], *(s for s in own if s and s.isascii() and re.fullmatch(r"\w[\w.-]*", s)
         and (zoo/s).is_dir())})
     models = [place_hash(str(zoo/m) if m and (zoo/m).is_dir() else m, WEIGHTS.pattern) for m in named]
     sets = [data_hash(at["data"], at["columns"]), *(data_hash(s)

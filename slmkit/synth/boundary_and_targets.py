@@ -11,9 +11,9 @@ __all__ = ['NAMES', 'WORDS', 'word_chances', 'between', 'posterior', 'Author', '
 # %% ../../nbs/synth/01_boundary_and_targets.ipynb #c8c89b39
 import random
 import numpy as np
-import torch
 from fastcore.basics import patch
-from ..core.fit import arm, batches, collate, fit, to
+from ..core.fit import arm, batches, fit, marked
+from ..core.generate import classified
 from ..toyland.world import PEOPLE, TOPICS
 
 # %% ../../nbs/synth/01_boundary_and_targets.ipynb #caad070f
@@ -161,12 +161,11 @@ def augmented(
 # %% ../../nbs/synth/01_boundary_and_targets.ipynb #27d662d5
 def encoded(
     tok, rows,  # of an encoder; with `text` and `label`
-    longest=64, # tokens kept
+    longest=65, # tokens kept, the first mark among them
 ):
-    "Rows for `fit`; the zoo's tokenizer gives no first token of its own, so it is put there."
-    ids = tok([r["text"] for r in rows], truncation=True, max_length=longest)["input_ids"]
-    first = [tok.bos_token_id]*(tok.bos_token_id is not None and ids[0][0] != tok.bos_token_id)
-    return [dict(input_ids=first + i, labels=[int(r["label"])]) for i, r in zip(ids, rows)]
+    "Rows for `fit`."
+    read = marked(tok, [r["text"] for r in rows], longest)
+    return [i | dict(labels=[int(r["label"])]) for i, r in zip(read, rows)]
 
 # %% ../../nbs/synth/01_boundary_and_targets.ipynb #bcc92373
 def taught(
@@ -179,14 +178,9 @@ def taught(
     return student, fit(student, lambda m, b: m(**b).loss, data, bar=False, **rate, **length)
 
 # %% ../../nbs/synth/01_boundary_and_targets.ipynb #96e198f0
-@torch.no_grad()
 def says(student, tok, rows, size=250):
     "int[rows]: the likeliest class of each."
-    parts = [collate(encoded(tok, rows[i:i + size]), tok.pad_token_id) for i in range(0, len(rows), size)]
-    student.eval()
-    out = [student(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits.argmax(-1)
-           for b in (to(p, student.device) for p in parts)]
-    return torch.cat(out).cpu().numpy()
+    return np.array(classified(student, encoded(tok, rows), tok.pad_token_id, size))
 
 # %% ../../nbs/synth/01_boundary_and_targets.ipynb #520717e7
 def held_out(
