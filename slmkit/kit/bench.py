@@ -6,10 +6,11 @@ Docs: https://slmkit.github.io/slmkit/kit/bench.html.md"""
 
 # %% auto #0
 __all__ = ['TINY', 'tiny', 'command', 'by_papermill', 'by_slmkit', 'plain', 'texts', 'compare', 'own_memory', 'memory',
-           'one_round', 'machine', 'bench', 'planning', 'others', 'verbs']
+           'one_round', 'machine', 'bench', 'planning', 'spread', 'ratio', 'load', 'others', 'verbs']
 
 # %% ../../nbs/kit/08_bench.ipynb #1e93fbcf
-import importlib, json, os, platform, re, shutil, subprocess, sys, tempfile, time
+import importlib, json, os, platform, re, shutil, statistics, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from ..core.settings import KitError, project_root
 from .plan import chosen, plan
@@ -51,15 +52,12 @@ def by_papermill(
     side=1, # processes side by side
 ):
     "Seconds that papermill's command line takes for all runs."
-    begun, live, todo, null = time.monotonic(), [], list(runs), subprocess.DEVNULL
-    while todo or live:
-        while todo and len(live) < side:
-            run = todo.pop(0); cwd = Path(run["path"]).parent
-            live.append(subprocess.Popen(command(run, folder), cwd=cwd, env=environment(), stdout=null, stderr=null))
-        for p in [p for p in live if p.poll() is not None]:
-            live.remove(p)
-            if p.returncode: raise KitError(f"bench: papermill failed: {' '.join(p.args[6:8])}")
-        time.sleep(.01)
+    quiet = dict(env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def one(run):
+        done = subprocess.run(command(run, folder), cwd=Path(run["path"]).parent, **quiet)
+        if done.returncode: raise KitError(f"bench: papermill failed: {' '.join(done.args[6:8])}")
+    begun = time.monotonic()
+    with ThreadPoolExecutor(side) as pool: list(pool.map(one, runs))
     return time.monotonic() - begun
 
 # %% ../../nbs/kit/08_bench.ipynb #6c330534
@@ -178,6 +176,24 @@ def planning(
     seconds = round(time.monotonic() - begun, 2); shutil.rmtree(folder)
     return dict(cached_runs=len(done), seconds=seconds)
 
+# %% ../../nbs/kit/08_bench.ipynb #1e3f5329
+def spread(values):
+    "Median, least and most of some numbers."
+    return dict(median=statistics.median(values), least=min(values), most=max(values))
+
+# %% ../../nbs/kit/08_bench.ipynb #c382866b
+def ratio(times, a, b):
+    "Of seconds, round by round."
+    return spread([x/y for x, y in zip(times[a], times[b])])
+
+# %% ../../nbs/kit/08_bench.ipynb #29080429
+def load(name):
+    "A zoo model or a folder, on the GPU where there is one."
+    import torch
+    from slmkit.core.zoo import load_model
+    torch.set_num_threads(1)
+    return load_model(name, kind="causal" if name.startswith("lm") else "seq2seq")[0].train()
+
 # %% ../../nbs/kit/08_bench.ipynb #f23b9f2a
 def others():
     "Names of the modules with further benchmarks."
@@ -192,13 +208,11 @@ def verbs(
     import typer
     group = typer.Typer(no_args_is_help=True, help="Measure slmkit against what people use otherwise.")
     app.add_typer(group, name="bench")
-    @group.callback()
-    def _group(): pass
     @group.command("run", epilog="Examples: slmkit bench run -n 64 --rounds 3 · slmkit bench run --suite > bench.json")
     def _run(n: int = typer.Option(16, "-n", help="Runs of the tiny notebook."),
         rounds: int = typer.Option(1, help="Times all over."),
-        suite: bool = typer.Option(False, "--suite",
-            help="The project's techniques at smoke instead."), side: int = typer.Option(2, help="Processes at once.")):
+        suite: bool = typer.Option(False, "--suite", help="The project's techniques at smoke instead."),
+        side: int = typer.Option(2, help="Processes at once.")):
         "Runs per minute against plain papermill, on the same notebooks with equal outputs; memory; planning. JSON."
         print(json.dumps(bench(n, rounds, suite, side) | dict(planning=planning()), indent=1))
     for name in others(): importlib.import_module(name).join(group)

@@ -8,9 +8,9 @@ Docs: https://slmkit.github.io/slmkit/kit/bench_generate.html.md"""
 __all__ = ['prompts', 'theirs', 'lead', 'disagree', 'race', 'bench_generate', 'join']
 
 # %% ../../nbs/kit/31_bench_generate.ipynb #355dd93a
-import json
+import json, typer
 from ..core.settings import KitError, hardware
-from .bench_kd import spread
+from .bench import load, machine, ratio, spread
 
 # %% ../../nbs/kit/31_bench_generate.ipynb #f3c9e677
 def prompts(model, rows, length):
@@ -59,8 +59,7 @@ def race(model, rows, length, new, repeats):
     bad = disagree(a, b, lead(model, ids, mask, b))
     if bad: raise KitError(f"bench generate: {bad} of {rows} rows differ from transformers' `generate`: not timed")
     times = timed(ways, repeats)
-    ratio = spread([y/x for x, y in zip(times["slmkit"], times["generate"])])
-    return dict(rows=rows, seconds={k: spread(v) for k, v in times.items()}, ratio=ratio)
+    return dict(rows=rows, seconds={k: spread(v) for k, v in times.items()}, ratio=ratio(times, "generate", "slmkit"))
 
 # %% ../../nbs/kit/31_bench_generate.ipynb #5ec9fb6d
 def bench_generate(
@@ -68,13 +67,10 @@ def bench_generate(
     length=32, new=32, repeats=5, # tokens of a prompt; new tokens; rounds
 ):
     "Seconds and ratios as a dict; one thread on a CPU."
-    import torch
     from slmkit.core.decode import steps_of, stops_of
-    from slmkit.core.zoo import load_model
-    from slmkit.kit.bench import machine
-    torch.set_num_threads(1); out = []
+    out = []
     for name in names:
-        model, _ = load_model(name, kind="causal" if name.startswith("lm") else "seq2seq"); model.eval()
+        model = load(name).eval()
         if steps_of(model) is None: raise KitError(f"bench generate: {name}: `decode` leaves this model to `generate`")
         model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, stops_of(model)[1]
         out += [dict(model=name) | race(model, rows, length, new, repeats) for rows in sizes]
@@ -85,7 +81,6 @@ def join(
     group, # typer.Typer of `slmkit bench`
 ):
     "Add `bench generate`."
-    import typer
     @group.command("generate", epilog="Examples: slmkit bench generate · slmkit bench generate lm-1m --rows 1,32,128")
     def _generate(models: list[str] = typer.Argument(None, help="Zoo names or folders; lm-1m and t5-1m otherwise."),
         rows: str = typer.Option("1,32", help="Rows at once, one figure for each."),
