@@ -8,7 +8,7 @@ Docs: https://slmkit.github.io/slmkit/core/score.html.md"""
 __all__ = ['OPS', 'METRICS', 'exact', 'arithmetic', 'equation', 'accuracy', 'standard_error']
 
 # %% ../../nbs/core/13_score.ipynb #40aa77c0
-import ast, math, operator
+import ast, math, operator, re
 from .settings import KitError, nearest
 
 # %% ../../nbs/core/13_score.ipynb #3ebe30da
@@ -30,7 +30,8 @@ def arithmetic(
         if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub): return -value(n.operand)
         if isinstance(n, ast.Constant) and type(n.value) in (int, float): return n.value
         raise ValueError(n)
-    try: return float(value(ast.parse(text[:200].strip(), mode="eval").body))
+    text = re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", text[:200].strip())  # 84. 0 and 84 . 0 are 84.0
+    try: return float(value(ast.parse(text, mode="eval").body))
     except (SyntaxError, ValueError, KeyError, ZeroDivisionError, OverflowError, RecursionError, MemoryError):
         return None
 
