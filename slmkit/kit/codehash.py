@@ -10,9 +10,10 @@ __all__ = ['Refs', 'APART', 'GIVEN', 'WEIGHTS', 'normal', 'digest', 'refs', 'Mod
 
 # %% ../../nbs/kit/02_codehash.ipynb #e751d635
 import ast, hashlib, json, os, re, symtable
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from fastcore.basics import patch
 from functools import lru_cache
+from importlib.util import resolve_name
 from pathlib import Path
 from ..core.settings import directives, package_folder
 from .notebooks import profiles, read, settings_call, sources
@@ -35,14 +36,16 @@ def normal(
     return f"{type(node).__name__}({','.join(f'{f}:{normal(v)}' for f, v in fields)})"
 
 # %% ../../nbs/kit/02_codehash.ipynb #68fcbd1b
-def digest(text): "16 hex digits of a text."; return hashlib.sha256(text.encode()).hexdigest()[:16]
+def digest(text):
+    "16 hex digits of a text."
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/kit/02_codehash.ipynb #caf05574
 Refs = namedtuple("Refs", "names chains attrs strings imports")
 
 # %% ../../nbs/kit/02_codehash.ipynb #6b771f61
 def _globals(table):
-    top = table.get_type() in ("module", getattr(symtable, "SymbolTableType", None) and symtable.SymbolTableType.MODULE)
+    top = table.get_type() == "module"
     out = {s.get_name() for s in table.get_symbols() if (s.is_referenced() if top else s.is_global())}
     return out.union(*map(_globals, table.get_children()))
 
@@ -50,34 +53,35 @@ def _globals(table):
 def _chain(node):
     "`a.b.c` as ('a', 'b.c'); None where it does not start with a name."
     rest = []
-    while isinstance(node, ast.Attribute): rest.insert(0, node.attr); node = node.value
+    while isinstance(node, ast.Attribute):
+        rest.insert(0, node.attr)
+        node = node.value
     return (node.id, ".".join(rest)) if isinstance(node, ast.Name) else None
 
 # %% ../../nbs/kit/02_codehash.ipynb #a07b9a2d
+def _text(node):
+    "The string that a node of the tree stands for, or None."
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+@lru_cache(maxsize=1 << 15)
 def refs(
     node, # ast statement
 ):
     "What it refers to: global names, (name, attribute) pairs, all attributes, short strings, imports inside it."
     walk = list(ast.walk(node))
-    chains = {_chain(n) for n in walk if isinstance(n, ast.Attribute)} - {None}
-    strings = {n.value for n in walk if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value) < 80}
+    attributes = [n for n in walk if isinstance(n, ast.Attribute)]
+    strings = {s for s in map(_text, walk) if s is not None and len(s) < 80}
     inside = [n for n in walk if isinstance(n, (ast.Import, ast.ImportFrom))]
     names = _globals(symtable.symtable(ast.unparse(node), "piece", "exec"))
-    return Refs(names, chains, {n.attr for n in walk if isinstance(n, ast.Attribute)}, strings, inside)
+    return Refs(names, {_chain(n) for n in attributes} - {None}, {n.attr for n in attributes}, strings, inside)
 
 # %% ../../nbs/kit/02_codehash.ipynb #c29ce7c8
 class Module:
     "One source: `names`, `imports`, `patches` (class -> [(method, node)]), `named` (string -> [node]), `stars`."
     def __init__(self, source, full):
         self.full, self.package = full, full.rpartition(".")[0]
-        self.names, self.imports, self.patches, self.named, self.stars, self.cache = {}, {}, {}, {}, [], {}
+        self.names, self.imports, self.patches, self.named, self.stars = {}, {}, {}, {}, []
         for node in _body(ast.parse(source).body): self.add(node)
-
-# %% ../../nbs/kit/02_codehash.ipynb #9239dd6e
-@patch
-def refs(self: Module, node):
-    if id(node) not in self.cache: self.cache[id(node)] = refs(node)
-    return self.cache[id(node)]
 
 # %% ../../nbs/kit/02_codehash.ipynb #5d8a95d6
 @patch
@@ -92,8 +96,7 @@ def add(self: Module, node):
 def _entry(node):
     "The key of `TABLE['key'] = ...`, or None."
     target = node.targets[0] if isinstance(node, ast.Assign) else None
-    key = target.slice if isinstance(target, ast.Subscript) else None
-    return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+    return _text(target.slice) if isinstance(target, ast.Subscript) else None
 
 # %% ../../nbs/kit/02_codehash.ipynb #687510a8
 def _bound(node):
@@ -112,15 +115,15 @@ def _decorator(d):
 @patch
 def add_def(self: Module, node):
     "A function or class: under its name, as a method of the class it patches, and under the strings of its decorators."
-    if any(_decorator(d).startswith("patch")
-        for d in node.decorator_list) and node.args.args and node.args.args[0].annotation:
-        for n in ast.walk(node.args.args[0].annotation):
+    patched = any(_decorator(d).startswith("patch") for d in node.decorator_list)
+    owner = node.args.args[0].annotation if patched and node.args.args else None
+    if owner:
+        for n in ast.walk(owner):
             if isinstance(n, ast.Name): self.patches.setdefault(n.id, []).append((node.name, node))
         return
     self.names.setdefault(node.name, []).append(node)
-    for d in node.decorator_list:
-        for a in d.args[:1] if isinstance(d, ast.Call) else []:
-            if isinstance(a, ast.Constant) and isinstance(a.value, str): self.named.setdefault(a.value, []).append(node)
+    first = [d.args[0] for d in node.decorator_list if isinstance(d, ast.Call) and d.args]
+    for text in filter(None, map(_text, first)): self.named.setdefault(text, []).append(node)
 
 # %% ../../nbs/kit/02_codehash.ipynb #cea1c9e3
 def imported(
@@ -131,8 +134,7 @@ def imported(
     if isinstance(node, ast.Import):
         return [(a.asname or a.name.partition(".")[0], a.name if a.asname else a.name.partition(".")[0], None)
             for a in node.names]
-    base = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
-    module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+    module = resolve_name("."*node.level + (node.module or ""), package)
     return [(a.asname or a.name, module, a.name) for a in node.names]
 
 # %% ../../nbs/kit/02_codehash.ipynb #8cb6ca70
@@ -165,7 +167,7 @@ def _module(path, full, stamp): return Module(path.read_text(encoding="utf-8"), 
 class Walk:
     "Everything reached from a notebook's cells: `parts`, name -> hash of its tree."
     def __init__(self, library):
-        self.lib, self.parts, self.todo, self.modules = library, {}, [], {}
+        self.lib, self.parts, self.todo, self.modules = library, defaultdict(set), [], {}
         self.attrs, self.strings = set(), set()
 
 # %% ../../nbs/kit/02_codehash.ipynb #99248f95
@@ -183,7 +185,8 @@ def follow(self: Walk, module, r):
         attr, *deeper = attr.split(".")
         while full and deeper and self.lib.get(f"{full}.{attr}"): full, attr, *deeper = f"{full}.{attr}", *deeper
         if full: self.todo.append((full, attr))
-    self.attrs |= r.attrs | r.strings; self.strings |= r.strings
+    self.attrs |= r.attrs | r.strings
+    self.strings |= r.strings
 
 # %% ../../nbs/kit/02_codehash.ipynb #23e80012
 @patch
@@ -191,24 +194,31 @@ def enter(self: Walk, full):
     "Make a module known, with those it imports: their patches and registrations count once something calls for them."
     m = None if full in self.modules else self.lib.get(full)
     if m is None: return
-    self.modules[full] = m
-    for module, there in m.imports.values(): self.enter(module); self.enter(f"{module}.{there}")
+    self.enter_imports(m)
     for star in m.stars: self.enter(star)
+
+@patch
+def enter_imports(self: Walk, m):
+    self.modules[m.full] = m
+    for module, there in m.imports.values():
+        self.enter(module)
+        self.enter(f"{module}.{there}")
 
 # %% ../../nbs/kit/02_codehash.ipynb #813e0b6e
 @patch
 def take(self: Walk, m, name, node):
     "Count one statement of a module."
-    part = f"{m.full}.{name}"
-    tree = normal(node)
-    if digest(tree) not in self.parts.setdefault(part, {}): self.parts[part][digest(tree)] = 1; self.follow(m,
-        m.refs(node))
+    tree, seen = digest(normal(node)), self.parts[f"{m.full}.{name}"]
+    if tree in seen: return
+    seen.add(tree)
+    self.follow(m, refs(node))
 
 # %% ../../nbs/kit/02_codehash.ipynb #88c8d653
 @patch
 def reach(self: Walk, full, name):
     "Count what a name of a module stands for, wherever it was defined; the name of a module makes it known."
-    self.enter(full); self.enter(f"{full}.{name}")
+    self.enter(full)
+    self.enter(f"{full}.{name}")
     m = self.modules.get(full) or self.lib.get(full)
     if m is None: return
     for node in m.names.get(name, ()): self.take(m, name, node)
@@ -241,7 +251,9 @@ def run(self: Walk):
     while True:
         while self.todo:
             at = self.todo.pop()
-            if at not in done: done.add(at); self.reach(*at)
+            if at in done: continue
+            done.add(at)
+            self.reach(*at)
         if not self.called_for() and not self.todo: return {k: "+".join(sorted(v)) for k, v in self.parts.items()}
 
 # %% ../../nbs/kit/02_codehash.ipynb #b9fecc47
@@ -269,24 +281,17 @@ def _records(tree):
 GIVEN = "profile", "seed", "model", "data", "columns"
 
 # %% ../../nbs/kit/02_codehash.ipynb #7136c01f
-def _of_profile(tree, profile):
-    "The tree without the other profiles' settings and without the parameters that are hashed apart."
+def _apart(n, given):
+    "Is it a parameter that is hashed apart, or `expect(...)`, which shows and checks numbers and makes none?"
+    if isinstance(n, ast.Assign): return given and getattr(n.targets[0], "id", "") in GIVEN
+    return isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, "id", "") == "expect"
+
+# %% ../../nbs/kit/02_codehash.ipynb #9606b64c
+def _pruned(tree, given, profile):
+    "The tree of a cell without what `_apart` says, and without the other profiles' settings."
+    tree.body = [n for n in tree.body if not _apart(n, given)]
     call = settings_call(tree)
     if call: call.keywords = [k for k in call.keywords if k.arg in (profile, *GIVEN)]
-    return tree
-
-# %% ../../nbs/kit/02_codehash.ipynb #3df22032
-def _no_expect(tree):
-    "Without the statements `expect(...)`: they show and check numbers, they make none."
-    shows = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, "id",
-        "") == "expect"
-    tree.body = [n for n in tree.body if not shows(n)]
-    return tree
-
-# %% ../../nbs/kit/02_codehash.ipynb #1f58f9ee
-def _own(tree):
-    given = lambda n: isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and n.targets[0].id in GIVEN
-    tree.body = [n for n in tree.body if not given(n)]
     return tree
 
 # %% ../../nbs/kit/02_codehash.ipynb #dedfc92a
@@ -295,9 +300,9 @@ def cells(
     profile, # of the run
 ):
     "Trees of the cells that count, in order."
-    trees = [(_own if "parameters" in tags else lambda t: t)(_tree(s)) for s, tags in sources(nb) if _counted(s, tags)]
+    trees = [_pruned(_tree(s), "parameters" in tags, profile) for s, tags in sources(nb) if _counted(s, tags)]
     last = max((i for i, t in enumerate(trees) if _records(t)), default=len(trees) - 1)
-    return [_of_profile(_no_expect(t), profile) for t in trees[:last + 1]]
+    return trees[:last + 1]
 
 # %% ../../nbs/kit/02_codehash.ipynb #f4ded9aa
 def walk_from(
@@ -307,13 +312,12 @@ def walk_from(
 ):
     "What a run depends on: (name -> hash of the cells and of all they reach, their short strings, the cells' own)."
     trees, lib = cells(read(path), parameters.get("profile", "smoke")), library or Library(package_folder())
-    here, walk = Module("", f"{lib.name}.this.notebook"), Walk(lib)
-    for n in [n for t in trees for n in ast.walk(t) if isinstance(n, (ast.Import, ast.ImportFrom))]: here.add_import(n)
-    walk.modules[here.full] = here
-    for module, there in here.imports.values(): walk.enter(module); walk.enter(f"{module}.{there}")
-    for t in trees: walk.follow(here, refs(t)._replace(imports=[]))
-    walk.strings |= {x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v])
-        if isinstance(x, str)}
+    here, walk, found = Module("", f"{lib.name}.this.notebook"), Walk(lib), [refs(t) for t in trees]
+    for node in (node for r in found for node in r.imports): here.add_import(node)
+    walk.enter_imports(here)
+    for r in found: walk.follow(here, r._replace(imports=[]))
+    given = (x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v]))
+    walk.strings |= {x for x in given if isinstance(x, str)}
     own = set(walk.strings)
     parts = {f"cell {i}": digest(normal(t)) for i, t in enumerate(trees, 1)} | walk.run()
     return parts, walk.strings, own
@@ -321,10 +325,7 @@ def walk_from(
 # %% ../../nbs/kit/02_codehash.ipynb #8619b9a2
 @lru_cache(maxsize=4096)
 def _file_hash(path, size, stamp):
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20): h.update(block)
-    return h.hexdigest()
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../../nbs/kit/02_codehash.ipynb #8d5a17fa
 def file_hash(
@@ -335,7 +336,7 @@ def file_hash(
     return _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
 
 # %% ../../nbs/kit/02_codehash.ipynb #c31cfef4
-WEIGHTS = re.compile(r"(\.safetensors|\.bin|\.model|\.txt|config\.json|tokenizer.*\.json|vocab\.json)$")
+WEIGHTS = r"(\.safetensors|\.bin|\.model|\.txt|config\.json|tokenizer.*\.json|vocab\.json)$"
 
 # %% ../../nbs/kit/02_codehash.ipynb #aeca4936
 def place_hash(
@@ -349,15 +350,10 @@ def place_hash(
     files = sorted(f for f in p.rglob("*") if f.is_file() and re.search(pattern, f.name))
     return digest("".join(f"{f.relative_to(p).as_posix()} {file_hash(f)}\n" for f in files))
 
-# %% ../../nbs/kit/02_codehash.ipynb #8d51cf82
-@lru_cache(maxsize=8)
-def _manifest(stamp): return json.loads((package_folder()/"data/manifest.json").read_text())
-
 # %% ../../nbs/kit/02_codehash.ipynb #062c2c36
 def manifest():
-    "The kit's manifest of real data sets, {} where there is none."
-    path = package_folder()/"data/manifest.json"
-    return _manifest(path.stat().st_mtime_ns) if path.is_file() else {}
+    "The kit's manifest of real data sets (`core.data` has it too, but takes long to import)."
+    return json.loads((package_folder()/"data/manifest.json").read_text())
 
 # %% ../../nbs/kit/02_codehash.ipynb #17c2632f
 def data_hash(
@@ -388,11 +384,10 @@ def hashes_and_parts(
     "({code, model, data}, the code's parts)."
     parts, strings, own = walk_from(path, parameters, library)
     at, zoo = resolved(path, parameters), package_folder()/"zoo"
-    named = sorted({at["model"], *(s for s in own if s and s.isascii() and re.fullmatch(r"\w[\w.-]*", s)
-        and (zoo/s).is_dir())})
-    models = [place_hash(str(zoo/m) if m and (zoo/m).is_dir() else m, WEIGHTS.pattern) for m in named]
-    sets = [data_hash(at["data"], at["columns"]), *(data_hash(s)
-        for s in sorted(strings & set(manifest()) - {at["data"]}))]
+    named = {s for s in own if s.isascii() and re.fullmatch(r"\w[\w.-]*", s) and (zoo/s).is_dir()}
+    models = [place_hash(str(zoo/m) if m and (zoo/m).is_dir() else m, WEIGHTS) for m in sorted(named | {at["model"]})]
+    others = sorted(strings & set(manifest()) - {at["data"]})
+    sets = [data_hash(at["data"], at["columns"]), *map(data_hash, others)]
     return dict(code=digest(json.dumps(parts, sort_keys=True)), model=digest(" ".join(models)),
         data=digest(" ".join(sets))), parts
 
