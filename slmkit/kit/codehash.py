@@ -24,9 +24,7 @@ def _body(node):
     return [n for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
 
 # %% ../../nbs/kit/02_codehash.ipynb #b580231b
-def normal(
-    node, # ast node, list or plain value
-):
+def normal(node): # ast node, list or plain value
     "A canonical text of a syntax tree: no positions, comments or docstrings, no empty fields."
     if isinstance(node, list): return "[" + ",".join(map(normal, _body(node))) + "]"
     if not isinstance(node, ast.AST): return repr(node)
@@ -63,10 +61,9 @@ def _text(node):
     "The string that a node of the tree stands for, or None."
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
+# %% ../../nbs/kit/02_codehash.ipynb #910270b6
 @lru_cache(maxsize=1 << 15)
-def refs(
-    node, # ast statement
-):
+def refs(node): # ast statement
     "What it refers to: global names, (name, attribute) pairs, all attributes, short strings, imports inside it."
     walk = list(ast.walk(node))
     attributes = [n for n in walk if isinstance(n, ast.Attribute)]
@@ -197,6 +194,7 @@ def enter(self: Walk, full):
     self.enter_imports(m)
     for star in m.stars: self.enter(star)
 
+# %% ../../nbs/kit/02_codehash.ipynb #ce33ee55
 @patch
 def enter_imports(self: Walk, m):
     self.modules[m.full] = m
@@ -295,10 +293,7 @@ def _pruned(tree, given, profile):
     return tree
 
 # %% ../../nbs/kit/02_codehash.ipynb #dedfc92a
-def cells(
-    nb,      # notebook as a dict
-    profile, # of the run
-):
+def cells(nb, profile): # notebook as a dict, profile of the run
     "Trees of the cells that count, in order."
     trees = [_pruned(_tree(s), "parameters" in tags, profile) for s, tags in sources(nb) if _counted(s, tags)]
     last = max((i for i, t in enumerate(trees) if _records(t)), default=len(trees) - 1)
@@ -328,9 +323,7 @@ def _file_hash(path, size, stamp):
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../../nbs/kit/02_codehash.ipynb #8d5a17fa
-def file_hash(
-    path, # of a file
-):
+def file_hash(path): # of a file
     "sha256 of a file, kept while its size and time stay."
     stat = os.stat(path)
     return _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
@@ -367,10 +360,7 @@ def data_hash(
     return digest(json.dumps([name, columns, [file_hash(p) if p.is_file() else f.get("sha256") for p, f in files]]))
 
 # %% ../../nbs/kit/02_codehash.ipynb #8e03186f
-def resolved(
-    path,       # of the notebook
-    parameters, # of the run
-):
+def resolved(path, parameters): # of the notebook, of the run
     "Model, data and columns of a run: what was given, else what the profile table says."
     table = profiles(read(path)).get(parameters.get("profile"), {})
     return {k: parameters.get(k) or table.get(k) or "" for k in ("model", "data", "columns")}
@@ -388,8 +378,8 @@ def hashes_and_parts(
     models = [place_hash(str(zoo/m) if m and (zoo/m).is_dir() else m, WEIGHTS) for m in sorted(named | {at["model"]})]
     others = sorted(strings & set(manifest()) - {at["data"]})
     sets = [data_hash(at["data"], at["columns"]), *map(data_hash, others)]
-    return dict(code=digest(json.dumps(parts, sort_keys=True)), model=digest(" ".join(models)),
-        data=digest(" ".join(sets))), parts
+    code = digest(json.dumps(parts, sort_keys=True))
+    return dict(code=code, model=digest(" ".join(models)), data=digest(" ".join(sets))), parts
 
 # %% ../../nbs/kit/02_codehash.ipynb #3e8491aa
 def hashes(

@@ -6,10 +6,11 @@ Docs: https://slmkit.github.io/slmkit/kit/engine.html.md"""
 
 # %% auto #0
 __all__ = ['STATUSES', 'MEMORY', 'classify', 'ending', 'Tap', 'make_shell', 'skipped', 'run_cells', 'account', 'reseed',
-           'die_with_parent', 'add_output', 'Follower', 'follow', 'execute']
+           'die_with_parent', 'no_cuda', 'add_output', 'Follower', 'follow', 'execute']
 
 # %% ../../nbs/kit/03_engine.ipynb #831e2c78
 import ctypes, io, itertools, json, os, re, select, signal, sys, time, traceback
+from pathlib import Path
 from fastcore.basics import patch
 from ..core.settings import directives, skip_reason
 
@@ -20,10 +21,7 @@ STATUSES = dict(ok="done", error="a cell raised an error", syntax="a cell doesn'
 MEMORY = re.compile(r"MemoryError|OutOfMemory|out of memory|can't allocate memory|Cannot allocate memory")
 
 # %% ../../nbs/kit/03_engine.ipynb #d96acdca
-def classify(
-    name,    # of the exception
-    text="", # its message
-):
+def classify(name, text=""): # of the exception, its message
     "The status word of a failure."
     if name in STATUSES: return name
     if MEMORY.search(f"{name} {text}"): return "memory"
@@ -33,9 +31,7 @@ def classify(
     return "crash" if name == "DeadKernelError" else "error"
 
 # %% ../../nbs/kit/03_engine.ipynb #eb62a016
-def ending(
-    code, # as `os.waitstatus_to_exitcode` gives it
-):
+def ending(code): # as `os.waitstatus_to_exitcode` gives it
     "Status word and sentence for a process that ended by itself."
     if code == -signal.SIGKILL: return "memory", "killed from outside, most likely by the system for lack of memory"
     if code < 0: return "crash", f"the process died of {signal.Signals(-code).name}"
@@ -89,13 +85,17 @@ def _hooks(sent):
     return Hook, Pub
 
 # %% ../../nbs/kit/03_engine.ipynb #43c3dbcd
-def make_shell(
-    emit, # called with each output, a dict in notebook format
-):
+def _flush():
+    for s in (sys.stdout, sys.stderr): s.flush()
+
+# %% ../../nbs/kit/03_engine.ipynb #7c95c828
+def make_shell(emit): # called with each output, a dict in notebook format
     "A fresh InteractiveShell with inline figures whose outputs go to `emit`, after the text written before them."
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
-    def sent(o): sys.stdout.flush(); sys.stderr.flush(); emit(o)
+    def sent(o):
+        _flush()
+        emit(o)
     class Shell(InteractiveShell):
         displayhook_class, display_pub_class = _hooks(sent)
         def enable_gui(self, gui=None): pass
@@ -104,10 +104,7 @@ def make_shell(
     return _inline(Shell(config=Config(HistoryManager=dict(enabled=False, hist_file=":memory:"))))
 
 # %% ../../nbs/kit/03_engine.ipynb #59c9f843
-def skipped(
-    cell,    # notebook cell
-    profile, # of this run
-):
+def skipped(cell, profile): # of the notebook, of this run
     "Why this code cell is not run, or None."
     if "skip-execution" in cell["metadata"].get("tags", []): return "tagged skip-execution"
     if directives(cell["source"]).get("eval") == "false": return "eval: false"
@@ -126,7 +123,7 @@ def run_cells(
         reason = skipped(cell, shell.user_ns.get("profile", "cpu"))
         if reason: print(reason)
         else: result = shell.run_cell(cell["source"], store_history=True)
-        sys.stdout.flush(); sys.stderr.flush()
+        _flush()
         error = None if reason else result.error_before_exec or result.error_in_exec
         failed = error is not None and "raises-exception" not in cell["metadata"].get("tags", [])
         tell(dict(end=i, failed=failed, count=shell.execution_count - 1))
@@ -138,8 +135,8 @@ def account():
     "Facts about this process at the end of its run, as a dict."
     out, torch, core = {}, sys.modules.get("torch"), sys.modules.get("slmkit.core.settings")
     cfg = core and core.current.cfg
-    if cfg: out["cfg"] = {k: v for k, v in vars(cfg).items() if k in ("model", "data", "columns")
-        and isinstance(v, str)}
+    places = {k: getattr(cfg, k, None) for k in ("model", "data", "columns")}
+    if cfg: out["cfg"] = {k: v for k, v in places.items() if isinstance(v, str)}
     if torch:
         out["hardware"] = core.hardware()
         if torch.cuda.is_initialized(): out["peak_gpu_mb"] = round(torch.cuda.max_memory_reserved()/2**20)
@@ -148,30 +145,38 @@ def account():
 # %% ../../nbs/kit/03_engine.ipynb #8cb50068
 def reseed():
     "Fresh random state in a forked child: without it every child would draw the same numbers."
-    import random; random.seed()
+    import random
+    random.seed()
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed(int.from_bytes(os.urandom(4), "little"))
-    if "torch" in sys.modules:
-        sys.modules["torch"].default_generator.seed()
-        sys.modules["torch"].set_num_threads(1)  # here, before two threads of the child meet at torch's pool
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
+        torch.set_num_threads(1)  # here, before two threads of the child meet at torch's pool
 
 # %% ../../nbs/kit/03_engine.ipynb #9f7c89f4
-def die_with_parent(
-    parent, # its process id
-):
+def die_with_parent(parent): # its process id
     "Linux: SIGKILL for this process when its parent ends, however that ends."
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent: os._exit(1)
 
+# %% ../../nbs/kit/03_engine.ipynb #66c68066
+def no_cuda(said):
+    "RuntimeError where this process has touched CUDA: no fork of it could use it."
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized(): raise RuntimeError(f"{said}: no child could use it")
+
 # %% ../../nbs/kit/03_engine.ipynb #46848b54
-def _child(cells, pipe, parent):
+def _child(cells, read, write, parent):
     "The forked child: run the cells, tell everything through the pipe, never return."
     try:
-        os.setpgid(0, 0); die_with_parent(parent)
-        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD): signal.signal(s, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler); signal.set_wakeup_fd(-1)
-        if os.path.exists("/proc/self/clear_refs"): open("/proc/self/clear_refs",
-            "w").write("5")  # peak memory starts here
-        def tell(m): _write(pipe, json.dumps(m, default=str).encode() + b"\n")
+        os.close(read)
+        os.setpgid(0, 0)
+        die_with_parent(parent)
+        for s in (signal.SIGTERM, signal.SIGCHLD): signal.signal(s, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.set_wakeup_fd(-1)
+        peak = Path("/proc/self/clear_refs")
+        if peak.exists(): peak.write_text("5")  # peak memory starts here
+        def tell(m): _write(write, json.dumps(m, default=str).encode() + b"\n")
         def emit(o): tell(dict(output=o))
         sys.stdout, sys.stderr = Tap("stdout", emit, 1), Tap("stderr", emit, 2)
         sys.stdin = open(os.devnull)
@@ -180,7 +185,8 @@ def _child(cells, pipe, parent):
         tell(dict(done=ok, **account()))
         os._exit(0)
     except BaseException:
-        os.write(2, traceback.format_exc().encode()); os._exit(70)
+        os.write(2, traceback.format_exc().encode())
+        os._exit(70)
 
 # %% ../../nbs/kit/03_engine.ipynb #119582ca
 def _write(fd, data):
@@ -238,7 +244,9 @@ def settle(self: Follower):
 @patch
 def take(self: Follower, m):
     if m.get("output", {}).get("output_type") == "stream": self.text.append(m["output"])
-    else: self.settle(); self._take(m)
+    else:
+        self.settle()
+        self._take(m)
     self.observe(m, self)
 
 # %% ../../nbs/kit/03_engine.ipynb #da6ad1c8
@@ -251,28 +259,31 @@ def _take(self: Follower, m):
     elif "output" in m: add_output(self.cell().outputs, m["output"], self.shown)
     elif "end" in m:
         self.cell().execution_count = m["count"] or None
-        if m["failed"]: self.man.cell_exception(self.cell(), self.at)
-        self.man.cell_complete(self.cell(), self.at)
+        self.ended(m["failed"])
     else: self.result = m
+
+# %% ../../nbs/kit/03_engine.ipynb #3cabb61b
+@patch
+def ended(self: Follower, failed):
+    if failed: self.man.cell_exception(self.cell(), self.at)
+    self.man.cell_complete(self.cell(), self.at)
 
 # %% ../../nbs/kit/03_engine.ipynb #ff2beeb1
 @patch
-def stamp(self: Follower,
-    status, # word
-    why,    # sentence
-):
+def stamp(self: Follower, status, why): # word, sentence
     "Write a death into the cell that was running (or the first one)."
     self.at = next(i for i, c in enumerate(self.man.nb.cells) if c.cell_type == "code") if self.at is None else self.at
     self.settle()
     add_output(self.cell().outputs, dict(output_type="error", ename=status, evalue=why, traceback=[f"{status}: {why}"]))
-    self.man.cell_exception(self.cell(), self.at); self.man.cell_complete(self.cell(), self.at)
+    self.ended(failed=True)
 
 # %% ../../nbs/kit/03_engine.ipynb #5a4e0c02
 @patch
 def write(self: Follower):
     "Write what papermill wanted written, unless the last time was less than a second ago."
     if not self.due or time.monotonic() < self.saved + 1: return
-    self.save(); self.saved, self.due = time.monotonic(), False
+    self.save()
+    self.saved, self.due = time.monotonic(), False
 
 # %% ../../nbs/kit/03_engine.ipynb #f371400e
 def follow(
@@ -290,7 +301,9 @@ def follow(
         if data == b"" or data is None and _ended(pid): break  # a process that it left behind may hold the pipe
         *lines, rest = (rest + data).split(b"\n") if data else (rest,)
         for line in lines: f.take(json.loads(line))
-        if lines: f.settle(); f.man.autosave_cell()
+        if lines:
+            f.settle()
+            f.man.autosave_cell()
         f.write()
         why = _overdue(f, begun, cell_timeout, timeout, stopped)
     return _reap(pid, None if f.result else why, f)
@@ -310,10 +323,8 @@ def _ended(pid): return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WN
 # %% ../../nbs/kit/03_engine.ipynb #2d687a9b
 def _reap(pid, why, f):
     "Wait for the child and what it started; the death's status and sentence, or None where it finished."
-    grace = time.monotonic() + (0 if why else 10)
-    while not why and time.monotonic() < grace:  # it closed its pipe: it is exiting or has closed it by mistake
-        if _ended(pid): break
-        time.sleep(.002)
+    grace = time.monotonic() + (0 if why else 10)  # it closed its pipe: it is exiting or has closed it by mistake
+    while time.monotonic() < grace and not _ended(pid): time.sleep(.002)
     try: os.killpg(pid, signal.SIGKILL)  # the child and whatever it left running
     except (ProcessLookupError, PermissionError): pass
     _, status, usage = os.wait4(pid, 0)
@@ -328,10 +339,10 @@ def _warm_engine():
         @classmethod
         def execute_managed_notebook(cls, man, kernel_name, execution_timeout=None, run_timeout=None,
             observe=lambda m, f: None, stopped=lambda: False, **kw):
-            if not hasattr(os, "fork"): return NBClientEngine.execute_managed_notebook(man, kernel_name,
-                execution_timeout=execution_timeout,
-                shutdown_kernel="immediate", **{k: v for k, v in kw.items() if k != "log_output"})
-            return execute(man, execution_timeout, run_timeout, observe, stopped)
+            if hasattr(os, "fork"): return execute(man, execution_timeout, run_timeout, observe, stopped)
+            kw.pop("log_output", None)
+            return NBClientEngine.execute_managed_notebook(man, kernel_name, execution_timeout=execution_timeout,
+                shutdown_kernel="immediate", **kw)
     return WarmEngine
 
 # %% ../../nbs/kit/03_engine.ipynb #957fdd94
@@ -348,15 +359,19 @@ def execute(
     stopped,      # see `follow`
 ):
     "Run the notebook in a fork of this process; its failure, if any, is in the notebook, where papermill looks for it."
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized(): raise RuntimeError("CUDA was used before the fork: no child could use it")
-    r, w = os.pipe(); parent = os.getpid()
-    sys.stdout.flush(); sys.stderr.flush()
+    no_cuda("CUDA was used before the fork")
+    (r, w), parent = os.pipe(), os.getpid()
+    _flush()
     pid = os.fork()
-    if pid == 0: os.close(r); _child(man.nb.cells, w, parent)
-    os.close(w); f = Follower(man, observe)
+    if pid == 0: _child(man.nb.cells, r, w, parent)
+    os.close(w)
+    f = Follower(man, observe)
     try: why = follow(pid, r, f, cell_timeout, timeout, stopped)
-    except BaseException: _reap(pid, ("stopped", ""), f); raise  # could not save the notebook, Ctrl-C
-    finally: os.close(r); man.save = f.save
+    except BaseException:  # could not save the notebook, Ctrl-C
+        _reap(pid, ("stopped", ""), f)
+        raise
+    finally:
+        os.close(r)
+        man.save = f.save
     if why: f.stamp(*why)
     observe(dict(usage=f.usage, death=why), f)
