@@ -8,12 +8,12 @@ Docs: https://slmkit.github.io/slmkit/kit/cluster.html.md"""
 __all__ = ['POOL', 'lone', 'PapermillPool', 'gpu_memory', 'Gpus', 'on_node', 'RayPool']
 
 # %% ../../nbs/kit/07_cluster.ipynb #bee2b598
-import json, os, shutil, signal, subprocess, sys, tempfile, time
+import json, os, shutil, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 from fastcore.basics import patch
 from ..core.settings import KitError
 from .engine import ending
-from .warm import Lines, WarmPool, environment, run_job, stamp
+from .warm import WarmPool, environment, needs_of, run_job, stamp
 
 # %% ../../nbs/kit/07_cluster.ipynb #05ac3cd9
 def lone():
@@ -39,17 +39,22 @@ def start(self: PapermillPool, job):
     log = open(job["log"], "wb")
     p = subprocess.Popen([sys.executable, "-c", "from slmkit.kit.cluster import lone; lone()"], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=log, env=environment(self.offline), start_new_session=True)
-    p.stdin.write(json.dumps(job).encode() + b"\n"); p.stdin.close(); log.close()
+    p.stdin.write(json.dumps(job).encode() + b"\n")
+    p.stdin.close()
+    log.close()
     self.live[job["id"]] = p, job, time.monotonic()
 
 # %% ../../nbs/kit/07_cluster.ipynb #ba2bf58c
 @patch
-def stop(self: PapermillPool, id): self.live[id][0].kill() if id in self.live else None
+def stop(self: PapermillPool, id):
+    if id in self.live: self.live[id][0].kill()
 
 # %% ../../nbs/kit/07_cluster.ipynb #ecd84333
 @patch
 def close(self: PapermillPool):
-    for p, *_ in self.live.values(): p.kill(); p.wait()
+    for p, *_ in self.live.values():
+        p.kill()
+        p.wait()
 
 # %% ../../nbs/kit/07_cluster.ipynb #35df0539
 @patch
@@ -61,11 +66,13 @@ def events(self: PapermillPool, wait=.1):
         late = job.get("timeout") and time.monotonic() - begun > job["timeout"]
         if p.poll() is None and not late: continue
         if late: p.kill()
-        said = p.stdout.read(); code = p.wait(); p.stdout.close(); del self.live[id]
+        said, code = p.stdout.read().strip(), p.wait()
+        p.stdout.close()
+        del self.live[id]
         if late: e = dict(status="timeout", error=f"not done after {job['timeout']:g} s, the limit of a run")
-        elif said.strip(): e = json.loads(said)
+        elif said: e = json.loads(said)
         else: e = dict(zip(("status", "error"), ending(code)))
-        if late or not said.strip(): stamp(job["output"], e["status"], e["error"])
+        if late or not said: stamp(job["output"], e["status"], e["error"])
         out.append({"seconds": round(time.monotonic() - begun, 2), **e, "id": id, "event": "end", "plain": True})
     return out
 
@@ -89,20 +96,18 @@ class Gpus:
 @patch
 def need(self: Gpus, run, records):
     "MB that a run is expected to take."
-    same = [r["peak_gpu_mb"] for r in records if r.get("peak_gpu_mb")
-        and (r["technique"], r["profile"], r["model"]) ==
-            (run["technique"], run["profile"], run["model"])]
+    alike = lambda r: all(r[k] == run[k] for k in ("technique", "profile", "model"))
+    same = [r["peak_gpu_mb"] for r in records if r.get("peak_gpu_mb") and alike(r)]
     return self.declared or (1.2*max(same) + 500 if same else max(self.total))
 
 # %% ../../nbs/kit/07_cluster.ipynb #b869d7bf
 @patch
 def place(self: Gpus, run, live, records):
     "Give the run a GPU in `run['gpu']` and its need in `run['gpu_mb']`; False where none has room."
-    records = list(records); need = self.need(run, records)
-    left = [t - sum(r["gpu_mb"] for r in live.values() if r.get("gpu") == str(i)) for i, t in enumerate(self.total)]
-    idle = [all(r.get("gpu") != str(i) for r in live.values()) for i in range(len(left))]
+    need, on = self.need(run, records), lambda i: [r["gpu_mb"] for r in live.values() if r.get("gpu") == str(i)]
+    left = [total - sum(on(i)) for i, total in enumerate(self.total)]
     best = max(range(len(left)), key=left.__getitem__)
-    if left[best] < need and not idle[best]: return False
+    if left[best] < need and on(best): return False
     run.update(gpu=str(best), gpu_mb=need)
     return True
 
@@ -117,35 +122,31 @@ def on_node(
     offline, # see `slmkit.kit.warm.environment`
 ):
     "Run one job in a scratch folder of this node; gives (event, {kind of file: bytes}, node)."
-    import socket
     if not POOL: POOL.append(WarmPool(modules, offline))
     folder = Path(tempfile.mkdtemp(prefix="slmkit-"))
     try:
         (folder/"in.ipynb").write_text(text)
         env = {**job["env"], "SLMKIT_RECORD": str(folder/"claims.jsonl")}
-        POOL[0].start({**job, "notebook": str(folder/"in.ipynb"), "output": str(folder/"out.ipynb"),
-            "log": str(folder/"log"), "env": env, "cwd": str(folder)})
+        places = dict(notebook=str(folder/"in.ipynb"), output=str(folder/"out.ipynb"), log=str(folder/"log"))
+        POOL[0].start({**job, **places, "env": env, "cwd": str(folder)})
         ends = []
         while not ends: ends = [e for e in POOL[0].events(1) if e["event"] == "end"]
         names = dict(output="out.ipynb", record="claims.jsonl", log="log")
-        return ends[0], {k: (folder/n).read_bytes() for k, n in names.items()
-            if (folder/n).exists()}, socket.gethostname()
+        files = {k: (folder/n).read_bytes() for k, n in names.items() if (folder/n).exists()}
+        return ends[0], files, socket.gethostname()
     finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/kit/07_cluster.ipynb #6b9f9445
 class RayPool:
     "Runs jobs on a Ray cluster: an address, or this machine alone."
-    def __init__(self, runs, offline=True, address=None, gpus=None):
+    def __init__(self, runs, offline=True, address=None):
         try: import ray
         except ImportError: raise KitError("--executor ray: ray is not installed: pip install 'slmkit[ray]'") from None
-        from slmkit.kit.warm import needs
-        self.ray, self.offline, self.refs = ray, offline, {}
-        self.modules = needs([Path(p).read_text() for p in {r["path"] for r in runs}])
+        self.ray, self.offline, self.refs, self.modules = ray, offline, {}, needs_of(runs)
         self.mine = not ray.is_initialized()
         if self.mine: ray.init(address=address, log_to_driver=False, logging_level="error")
         wants = any(r["profile"] in ("gpu", "paper") for r in runs) and ray.cluster_resources().get("GPU", 0)
-        self.task = ray.remote(on_node).options(num_cpus=1, num_gpus=gpus if gpus is not None else int(bool(wants)),
-            max_retries=5)
+        self.task = ray.remote(on_node).options(num_cpus=1, num_gpus=int(bool(wants)), max_retries=5)
 
 # %% ../../nbs/kit/07_cluster.ipynb #86a2072f
 @patch
@@ -167,7 +168,9 @@ def close(self: RayPool):
 @patch
 def events(self: RayPool, wait=.1):
     "Results that came in: their files are written where the job wants them."
-    if not self.refs: time.sleep(wait); return []
+    if not self.refs:
+        time.sleep(wait)
+        return []
     ready, _ = self.ray.wait(list(self.refs), num_returns=1, timeout=wait)
     return [self._end(ref, self.refs.pop(ref)) for ref in ready]
 
@@ -176,8 +179,9 @@ def events(self: RayPool, wait=.1):
 def _end(self: RayPool, ref, job):
     "One finished task as an event."
     try: event, files, node = self.ray.get(ref)
-    except Exception as e: return dict(id=job["id"], event="end", status="crash",
-        error=f"{type(e).__name__}: {e}".splitlines()[0][:300])
+    except Exception as e:
+        error = f"{type(e).__name__}: {e}".splitlines()[0][:300]
+        return dict(id=job["id"], event="end", status="crash", error=error)
     places = dict(output=job["output"], record=job["env"]["SLMKIT_RECORD"], log=job["log"])
     for kind, data in files.items(): Path(places[kind]).write_bytes(data)
     return {**event, "id": job["id"], "node": node}

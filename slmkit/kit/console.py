@@ -12,25 +12,18 @@ import json, sys, time
 from fastcore.basics import patch
 
 # %% ../../nbs/kit/06_console.ipynb #73d07b88
-def headline(
-    record, # of a run
-):
+def headline(record): # of a run
     "The first claim's number, as `rationales-help 0.034`; empty where nothing was recorded."
     name, c = next(iter(record.get("claims", {}).items()), (None, None))
     return f"{name} {c['value']:.3g}" if c else ""
 
 # %% ../../nbs/kit/06_console.ipynb #fccffc12
-def knobs(
-    parameters, # of a run
-    usual={},   # defaults
-):
-    "The parameters that are not as usual: `rate=0.5`."
-    return " ".join(f"{k}={v}" for k, v in parameters.items() if v != usual.get(k))
+def knobs(parameters): # name -> value
+    "Those that are set, as words: `rate=0.5`."
+    return " ".join(f"{k}={v}" for k, v in parameters.items() if v is not None)
 
 # %% ../../nbs/kit/06_console.ipynb #106e0ad5
-def took(
-    seconds, # or None
-):
+def took(seconds): # or None
     "Seconds as people say them."
     if seconds is None: return ""
     if seconds < 100: return f"{seconds:.1f} s"
@@ -44,8 +37,7 @@ class Console:
         kind="rich", # rich | quiet | json
         vary=(),     # names of the parameters worth a word on each line
     ):
-        self.kind, self.vary, self.tasks, self.failed, self.n = kind, vary, {}, [], 0
-        self.bar = self.total = None
+        self.kind, self.vary, self.tasks, self.failed, self.bar = kind, vary, {}, [], None
     def __enter__(self):
         if self.kind == "rich": self._open()
         return self
@@ -55,16 +47,8 @@ class Console:
 # %% ../../nbs/kit/06_console.ipynb #d1c08e0f
 @patch
 def begin(self: Console, n, cached):
-    "How many runs the batch has; the bar may be opened before or after."
+    "How many runs the batch has; before its bar is opened."
     self.n, self.cached, self.begun = n, cached, time.monotonic()
-    if self.bar: self.count()
-
-# %% ../../nbs/kit/06_console.ipynb #93ecf323
-@patch
-def count(self: Console):
-    "The batch's own line."
-    self.total = self.bar.add_task(f"[bold]{self.n} runs[/]" + (f" ({self.cached} cached)" if self.cached else ""),
-        total=self.n, completed=self.cached, text="")
 
 # %% ../../nbs/kit/06_console.ipynb #fc1ad24e
 @patch
@@ -77,13 +61,15 @@ def _open(self: Console):
     columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), left, text
     self.bar = Progress(*columns, console=rich, transient=True, refresh_per_second=5, disable=not rich.is_terminal)
     self.bar.start()
-    if self.n: self.count()  # a batch begins before its bar is opened
+    said = f"[bold]{self.n} runs[/]" + (f" ({self.cached} cached)" if self.cached else "")
+    self.total = self.bar.add_task(said, total=self.n, completed=self.cached, text="")
 
 # %% ../../nbs/kit/06_console.ipynb #a4742dc6
 @patch
 def name(self: Console, run):
     "Technique, seed and what varies."
-    return f"{run['technique']} seed {run['seed']} {knobs({k: run['parameters'].get(k) for k in self.vary})}".strip()
+    varied = {k: run["parameters"].get(k) for k in self.vary}
+    return f"{run['technique']} seed {run['seed']} {knobs(varied)}".strip()
 
 # %% ../../nbs/kit/06_console.ipynb #638fa764
 @patch
@@ -94,19 +80,20 @@ def started(self: Console, run):
 @patch
 def progress(self: Console, run, e):
     "A cell has started or written a line."
-    if self.bar and run: self.bar.update(self.tasks[run["id"]], total=e["cells"], completed=e["cell"] - 1,
-        text=e["text"].replace("[", "\\[")[:60])
+    if not self.bar: return
+    text = e["text"].replace("[", "\\[")[:60]
+    self.bar.update(self.tasks[run["id"]], total=e["cells"], completed=e["cell"] - 1, text=text)
 
 # %% ../../nbs/kit/06_console.ipynb #b61e1ae3
 @patch
 def finished(self: Console, run, record, elsewhere=False):
     "One line."
-    if record["status"] != "ok": self.failed.append(record)
-    if self.kind == "json": print(json.dumps({k: record.get(k) for k in
-        ("technique", "profile", "seed", "parameters", "status", "error", "seconds",
-            "notebook")} | dict(headline=headline(record))), flush=True)
-    if not self.bar: return
     good = record["status"] == "ok"
+    if not good: self.failed.append(record)
+    if self.kind == "json":
+        told = "technique", "profile", "seed", "parameters", "status", "error", "seconds", "notebook"
+        print(json.dumps({k: record.get(k) for k in told} | dict(headline=headline(record))), flush=True)
+    if not self.bar: return
     mark = "[green]ok[/]" if good else f"[red]{record['status']}[/]"
     what = headline(record) if good else (record["error"] or "").replace("[", "\\[")[:100]
     if elsewhere: what += " (by another runner)"
@@ -127,8 +114,8 @@ def end(self: Console, batch):
     torn = batch.index.refresh().reader.torn
     if torn: print(f"slmkit: {torn} torn lines in {batch.folder/'records.jsonl'} were left out", file=sys.stderr)
     seconds, failed = time.monotonic() - self.begun, len(self.failed)
-    if self.kind == "json": print(json.dumps(dict(runs=self.n, cached=self.cached, failed=failed,
-        seconds=round(seconds, 1))))
+    told = dict(runs=self.n, cached=self.cached, failed=failed, seconds=round(seconds, 1))
+    if self.kind == "json": print(json.dumps(told))
     if self.kind == "rich":
         ran = self.n - self.cached
         counts = f"{ran - failed} done, {self.cached} cached, {failed} failed"
@@ -136,10 +123,7 @@ def end(self: Console, batch):
     if self.failed and self.kind != "json": print(table(self.failed, batch.folder), file=sys.stderr)
 
 # %% ../../nbs/kit/06_console.ipynb #0690b01b
-def table(
-    records, # of runs
-    folder,  # run folder
-):
+def table(records, folder): # of runs, run folder
     "Failed runs as aligned lines: what, how it failed, where its notebook is."
     rows = [(r["technique"], f"seed {r['seed']}", r["status"], (r["error"] or "")[:80],
         f"{folder}/{r['notebook']}" if r["notebook"] else "no notebook") for r in records]

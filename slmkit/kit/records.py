@@ -18,10 +18,7 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows: one runner at a time
 
 # %% ../../nbs/kit/05_records.ipynb #08e36366
-def append(
-    path,   # of records.jsonl
-    record, # dict
-):
+def append(path, record): # of records.jsonl, dict
     "Append one record as a line. OSError where it could not be written; then nothing of it stays."
     line = json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -44,7 +41,9 @@ class Reader:
 @patch
 def new(self: Reader):
     if not self.path.exists(): return []
-    with open(self.path, "rb") as f: f.seek(self.at); data = f.read()
+    with open(self.path, "rb") as f:
+        f.seek(self.at)
+        data = f.read()
     whole, newline, _ = data.rpartition(b"\n")  # a last line without its end is being written, or was torn
     self.at += len(whole) + len(newline)
     return [r for r in map(self._parse, whole.split(b"\n")) if r]
@@ -72,9 +71,7 @@ def versions():
     return out
 
 # %% ../../nbs/kit/05_records.ipynb #9ed87280
-def key(
-    run, # record or planned run, a dict
-):
+def key(run): # record or planned run, a dict
     "What a run is, as 16 hex digits: technique, profile, seed, knobs and hashes."
     what = [run[k] for k in ("technique", "profile", "seed", "parameters", "hashes")]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -107,8 +104,8 @@ def refresh(self: Index):
 
 # %% ../../nbs/kit/05_records.ipynb #da12f883
 @patch
-def _name(self: Index, r): return json.dumps([r[k] for k in ("technique", "profile", "seed", "parameters")],
-    sort_keys=True, default=str)
+def _name(self: Index, r):
+    return json.dumps([r[k] for k in ("technique", "profile", "seed", "parameters")], sort_keys=True, default=str)
 
 # %% ../../nbs/kit/05_records.ipynb #caae9d82
 def lookup(
@@ -120,8 +117,7 @@ def lookup(
     found = index.by_key.get(key(run), [])
     reasons = ["never run"]
     for r in reversed(found):
-        if r["status"] != "ok": reasons.append(f"failed last time ({r['status']})"); continue
-        other = stratum_difference(r, hardware)
+        other = stratum_difference(r, hardware) if r["status"] == "ok" else f"failed last time ({r['status']})"
         if not other: return r, None
         reasons.append(other)
     old = index.by_name.get(index._name(run))
@@ -131,68 +127,62 @@ def lookup(
     return None, reasons[-1]
 
 # %% ../../nbs/kit/05_records.ipynb #93884954
-def reading(
-    folder, # run folder
-):
+def reading(folder): # run folder
     "All records of a run folder in the order they were written, and how many torn lines were left out."
     reader = Reader(Path(folder)/"records.jsonl")
     return reader.new(), reader.torn
 
 # %% ../../nbs/kit/05_records.ipynb #f5267957
 @cache
-def commit(
-    root, # the project
-):
+def commit(root): # the project
     "Commit of the project, with `+` where files differ from it; None outside git."
     def git(*a): return subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=20)
-    try: head, dirty = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "-uno", "--", "nbs",
-        "slmkit")
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        dirty = git("status", "--porcelain", "-uno", "--", "nbs", "slmkit")
     except (OSError, subprocess.TimeoutExpired): return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
 # %% ../../nbs/kit/05_records.ipynb #365757e2
 @cache
-def environment_file(
-    folder, # run folder
-):
+def environment_file(folder): # run folder
     "Write every installed package with its version into `environments/`, once per state; gives the file's name."
     packages = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    text = json.dumps(dict(python=sys.version, platform=platform.platform(), packages=packages), indent=1,
-        sort_keys=True)
+    found = dict(python=sys.version, platform=platform.platform(), packages=packages)
+    text = json.dumps(found, indent=1, sort_keys=True)
     path = Path(folder, "environments", hashlib.sha256(text.encode()).hexdigest()[:12] + ".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists(): whole(path, text)
     return f"environments/{path.name}"
 
 # %% ../../nbs/kit/05_records.ipynb #f72de074
-def whole(
-    path, # of a file
-    text, # its content
-):
-    "Write a file so that it is there whole or not at all."
-    temp = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    temp.write_text(text, encoding="utf-8")
-    os.replace(temp, path)
+def whole(path, text): # of a file, its content
+    "Write a file whole or not at all: a temporary one beside it, moved into its place. Gives its path."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temp.write_text(text, encoding="utf-8")
+        os.replace(temp, path)
+    finally: temp.unlink(missing_ok=True)
+    return path
 
 # %% ../../nbs/kit/05_records.ipynb #040aea8a
-def lock(
-    path, # of the lock file
-):
+def lock(path): # of the lock file
     "An open file that holds the lock, or None where another process holds it."
     while True:
         f = open(path, "a")
         try:
             if fcntl: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: f.close(); return None
+        except OSError:
+            f.close()
+            return None
         try:
             if os.fstat(f.fileno()).st_ino == os.stat(path).st_ino: return f
         except FileNotFoundError: pass  # its last holder removed it while we waited
         f.close()
 
 # %% ../../nbs/kit/05_records.ipynb #c4a12033
-def unlock(
-    f, # of `lock`
-):
+def unlock(f): # of `lock`
     "Give the lock back and remove its file."
     Path(f.name).unlink(missing_ok=True)
     f.close()

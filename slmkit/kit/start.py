@@ -6,13 +6,17 @@ Docs: https://slmkit.github.io/slmkit/kit/start.html.md"""
 
 # %% auto #0
 __all__ = ['TECHNIQUE', 'LEAST', 'MOST', 'RULE', 'budget_seconds', 'rounds_time', 'affordable', 'pace', 'profile_for', 'announce',
-           'Bar', 'seeds_within', 'start', 'without_slow', 'ready', 'three_lines', 'program', 'closing', 'verbs']
+           'Bar', 'seeds_within', 'start', 'ready', 'three_lines', 'program', 'closing', 'verbs']
 
 # %% ../../nbs/kit/13_start.ipynb #256f0687
-import math, os, re, shutil, statistics, sys, time
+import math, re, shutil, sys, time
 from pathlib import Path
+from fastcore.xtras import modified_env
 from ..core.settings import KitError, kit_settings, project_root
 from .console import Console, took
+from .plan import chosen, explain, plan
+from .report import claim_rows, ledger_text, mine_text, write
+from .runner import Batch, cores, here, pool_for, working
 
 # %% ../../nbs/kit/13_start.ipynb #80d6ff7e
 TECHNIQUE = "distill/step_by_step"
@@ -20,9 +24,7 @@ LEAST, MOST = 3, 10  # seeds: fewer give no interval worth the name; 10 are all 
 RULE = 120           # seconds of one core that a claim's own arms may take, by the kit's contract
 
 # %% ../../nbs/kit/13_start.ipynb #c669b02f
-def budget_seconds(
-    text, # 8m | 90s | 1h | 480
-):
+def budget_seconds(text): # 8m | 90s | 1h | 480
     "Seconds of a budget. KitError for anything else, and for nothing."
     m = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(text))
     seconds = float(m[1])*dict(s=1, m=60, h=3600)[m[2] or "s"] if m else 0
@@ -30,35 +32,23 @@ def budget_seconds(
     return seconds
 
 # %% ../../nbs/kit/13_start.ipynb #7cbe340b
-def rounds_time(
-    n,       # seeds
-    seconds, # of one
-    jobs,    # at once
-):
-    "Seconds for so many seeds."
+def rounds_time(n, seconds, jobs):
+    "Seconds for `n` seeds of so many seconds each, `jobs` at once."
     return math.ceil(n/jobs)*seconds
 
 # %% ../../nbs/kit/13_start.ipynb #766fabe7
-def affordable(
-    seconds, # of one seed
-    jobs,    # at once
-    left,    # seconds
-):
-    "How many seeds fit into the time that is left."
+def affordable(seconds, jobs, left):
+    "How many seeds of so many seconds each, `jobs` at once, fit into the time that is left."
     return max(0, int(left/(1.1*seconds)))*jobs
 
 # %% ../../nbs/kit/13_start.ipynb #acac0808
-def pace(
-    records, # of earlier runs
-):
+def pace(records): # of earlier runs
     "Seconds that a seed takes here, by the slowest of the last three; None where none has run."
     known = [r["seconds"] for r in records if r["status"] == "ok" and r.get("seconds")]
     return max(known[-3:]) if known else None
 
 # %% ../../nbs/kit/13_start.ipynb #f14f22c2
-def profile_for(
-    model, # checkpoint folder, "" = none
-):
+def profile_for(model): # checkpoint folder, "" = none
     "gpu where there is CUDA and a folder, else cpu. KitError for a folder that is not, or without CUDA."
     if not model: return "cpu"
     if not Path(model).is_dir():
@@ -77,7 +67,7 @@ def announce(
     budget,  # seconds
 ):
     "The lines before anything starts: what will run, and how long it will take."
-    r = runs[0]; wait = rounds_time(max(0, LEAST - cached), seconds or RULE, jobs)
+    r, wait = runs[0], rounds_time(max(0, LEAST - cached), seconds or RULE, jobs)
     one = f"about {took(seconds)} here" if seconds else f"{RULE/60:g} min at most on a usual core"
     first = f", {took(wait)} for the first {LEAST}" if wait else ""
     what = f"{r['technique']} at profile {r['profile']}: {r['model']} on {r['data']}, {jobs} at a time."
@@ -104,27 +94,18 @@ def seeds_within(
     console, # Bar
 ):
     "Run the first LEAST seeds and as many more as the budget holds; gives {id: record}."
-    from slmkit.kit.runner import here, pool_for
-    begun, todo = time.monotonic(), [r for r in runs if r["id"] not in done]
-    pool = pool_for("local", runs, batch.folder)
-    def wave(n):
-        room = lambda live, run: len(live) < jobs
-        done.update(batch.work(todo[:n], pool, room, console, hardware=here)); del todo[:n]
-    try:
-        with console: _waves(wave, todo, done, jobs, lambda: budget - (time.monotonic() - begun), console)
-    except KeyboardInterrupt: batch.stop(pool); console.stopped(); raise
-    finally: pool.close()
+    begun, todo, known = time.monotonic(), [r for r in runs if r["id"] not in done], len(done)
+    pool, n = pool_for("local", runs, batch.folder), max(0, LEAST - known)
+    room = lambda live, run: len(live) < jobs
+    console.begin(max(LEAST, known), known)
+    with working(batch, pool, console):
+        done |= batch.work(todo[:n], pool, room, console, hardware=here)
+        seconds, left = pace([*done.values()]), budget - (time.monotonic() - begun)
+        more = min(len(todo[n:]), affordable(seconds, jobs, left)) if seconds else 0
+        console.grow(more)
+        done |= batch.work(todo[n:n + more], pool, room, console, hardware=here)
     console.end(batch)
     return done
-
-# %% ../../nbs/kit/13_start.ipynb #d045815f
-def _waves(wave, todo, done, jobs, left, console):
-    known = len(done)
-    console.begin(max(LEAST, known), known)
-    wave(max(0, LEAST - known))
-    seconds = pace(list(done.values()))
-    more = min(len(todo), affordable(seconds, jobs, left())) if seconds else 0
-    console.grow(more); wave(more)
 
 # %% ../../nbs/kit/13_start.ipynb #ced1ee59
 def start(
@@ -136,27 +117,19 @@ def start(
     say=print,   # where lines go
 ):
     "Run the main job under the budget; gives (records, run folder). KitError in one line for bad input."
-    from slmkit.kit.plan import chosen, explain, plan
-    from slmkit.kit.runner import Batch, cores, here
     seconds, profile = budget_seconds(budget), profile_for(model)
     if not project_root():
         raise KitError("start: no slmkit project here: run it inside a clone (git clone, then make start)")
     folder = Path(out or project_root()/kit_settings()["runs"]/"start")
     runs = plan(chosen([TECHNIQUE]), profile, range(MOST), model=model, data=data)
-    ready(runs[0]); batch = Batch(folder)
+    ready(runs[0])
+    batch = Batch(folder)
     done = {r["id"]: rec for r, rec, _ in explain(runs, batch.index, here) if rec}
     jobs = jobs or (1 if profile == "gpu" else cores())
     for line in announce(runs, len(done), pace([*batch.index.by_name.values()]), jobs, seconds): say(line)
-    if len(done) < MOST: done = without_slow(seeds_within, batch, runs, done, jobs, seconds, Bar(kind))
+    with modified_env(SLMKIT_SKIP_SLOW="1"):  # read by the cell hook of this process and its children
+        if len(done) < MOST: done = seeds_within(batch, runs, done, jobs, seconds, Bar(kind))
     return [done[r["id"]] for r in runs if r["id"] in done], folder
-
-# %% ../../nbs/kit/13_start.ipynb #c19eeee7
-def without_slow(f, *args):
-    "Call `f` while the cell hook of this process and its children leaves `#| slow` cells out."
-    old = os.environ.get("SLMKIT_SKIP_SLOW")
-    os.environ["SLMKIT_SKIP_SLOW"] = "1"
-    try: return f(*args)
-    finally: os.environ.pop("SLMKIT_SKIP_SLOW") if old is None else os.environ.update(SLMKIT_SKIP_SLOW=old)
 
 # %% ../../nbs/kit/13_start.ipynb #a4d5c89f
 def ready(run):
@@ -168,11 +141,8 @@ def ready(run):
         for split in manifest()[run["data"]]["files"]: set_file(run["data"], split)
 
 # %% ../../nbs/kit/13_start.ipynb #524396b1
-def three_lines(
-    row, # of slmkit.kit.report.claim_rows
-):
+def three_lines(row): # of slmkit.kit.report.claim_rows
     "The result as text."
-    from slmkit.kit.report import ledger_text, mine_text
     control = "" if row["control"] is None else f"; control {row['control']:.3g}"
     where = f" ({row['ledger_n']} confirm seeds, {row['ledger_hardware']})" if row.get("ledger_label") else ""
     return [f"claim           {row['claim']}: {row['says']} ({row['metric']}; {row['least']:g} counts)",
@@ -187,12 +157,8 @@ def program():
     return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
 
 # %% ../../nbs/kit/13_start.ipynb #26f81821
-def closing(
-    records, # of `start`
-    folder,  # run folder
-):
+def closing(records, folder): # of `start`, run folder
     "What is printed at the end: the three lines, where the report is, two next commands."
-    from slmkit.kit.report import claim_rows, write
     path, rows = write(folder), claim_rows([r for r in records if r["status"] == "ok"])
     lines = three_lines(rows[0]) if rows else ["no claim was recorded: the report says why"]
     name = TECHNIQUE.rpartition("/")[2]
@@ -201,9 +167,7 @@ def closing(
             f"                {program()} verdicts    every claim, and what was measured last"]
 
 # %% ../../nbs/kit/13_start.ipynb #93d93ee7
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add `start` to the command line."
     import typer
     O = typer.Option
