@@ -48,9 +48,7 @@ def seconds(records):
 
 # %% ../../nbs/kit/19_changes.ipynb #a8436d2a
 SLOWER, LEAST = 1.2, .5 # ratio, and seconds
-def times(
-    before, after, # records of two batches
-):
+def times(before, after): # records of two batches
     "Lines for techniques whose median run got slower or faster: technique, profile, seconds before and after, ratio."
     a, b, out = seconds(before), seconds(after), []
     for k in a:
@@ -76,29 +74,23 @@ def compare(
                 work_again=sorted(x - y))
 
 # %% ../../nbs/kit/19_changes.ipynb #2bbb6a46
-def change_text(
-    c, # of `outcomes`
-):
+def change_text(c): # of `outcomes`
     "One changed claim as a sentence."
-    side = lambda s: f"{s['label']} ({number(s['mean'])}, n={s['n']})"
-    what = dict(new=lambda: f"new: {side(c['now'])}", gone=lambda: f"gone: was {side(c['was'])}")
-    return f"{c['technique']} {c['claim']} ({c['profile']}): " + what.get(c["what"],
-        lambda: f"{side(c['was'])} → {side(c['now'])}")()
+    side = lambda s: s and f"{s['label']} ({number(s['mean'])}, n={s['n']})"
+    was, now = side(c["was"]), side(c["now"])
+    what = dict(new=f"new: {now}", gone=f"gone: was {was}").get(c["what"], f"{was} → {now}")
+    return f"{c['technique']} {c['claim']} ({c['profile']}): {what}"
 
 # %% ../../nbs/kit/19_changes.ipynb #386d6a09
-def time_text(
-    t, # of `times`
-):
+def time_text(t): # of `times`
     "One changed time as a sentence."
     return f"{t['technique']} ({t['profile']}): {t['was']:g} s → {t['now']:g} s, {t['ratio']:.2g} times"
 
 # %% ../../nbs/kit/19_changes.ipynb #7232bb0d
-def said(
-    changes, # of `compare`
-):
+def said(changes): # of `compare`
     "All changes as lines for the terminal."
     run = lambda f: f"{f[0]} ({f[1]}, seed {f[2]})"
     lines = [change_text(c) for c in changes["outcomes"]] + [time_text(t) for t in changes["times"]]
-    lines += [f"fails now: {run(f)}" for f in changes["fail_now"]] + [f"works again: {run(f)}"
-                                                                      for f in changes["work_again"]]
+    lines += [f"fails now: {run(f)}" for f in changes["fail_now"]]
+    lines += [f"works again: {run(f)}" for f in changes["work_again"]]
     return "\n".join(lines) or "nothing changed"

@@ -16,9 +16,7 @@ MODULES = [f"slmkit.kit.{m}" for m in ("run_verbs", "bench", "ledger", "field", 
     "zoo_verbs", "start")] + ["slmkit.site.verbs"]
 
 # %% ../../nbs/kit/09_cli.ipynb #e7a15787
-def build(
-    modules=MODULES, # each exports `verbs(app)`; those that don't exist are left out
-):
+def build(modules=MODULES): # each exports `verbs(app)`; those that don't exist are left out
     "The typer app with every module's verbs. A module that can't be imported is named on stderr and left out."
     import typer
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -36,7 +34,9 @@ def _top(app):
     import typer
     def version(wanted: bool):
         import slmkit
-        if wanted: typer.echo(f"slmkit {slmkit.__version__}"); raise typer.Exit
+        if not wanted: return
+        typer.echo(f"slmkit {slmkit.__version__}")
+        raise typer.Exit
     @app.callback()
     def top(version: bool = typer.Option(False, "--version", callback=version, is_eager=True,
         help="Print the version.")): pass
@@ -45,22 +45,20 @@ def _top(app):
 def _line(e): return f"{type(e).__name__}: {e}".strip().splitlines()[0].rstrip(": ")
 
 # %% ../../nbs/kit/09_cli.ipynb #e3d87dba
-def answer(
-    e, # exception
-):
+def answer(e): # exception
     "Tell a person about it on stderr in one line; gives the exit code."
-    if isinstance(e, KitError): print(f"slmkit: {e}", file=sys.stderr); return 2
-    if isinstance(e, KeyboardInterrupt) or type(e).__name__ == "Abort": print("slmkit: stopped",
-        file=sys.stderr); return 130
     if isinstance(e, BrokenPipeError): return 0  # slmkit ... | head
-    if hasattr(e, "exit_code") and hasattr(e, "format_message"): e.show(); return e.exit_code
-    print(f"slmkit: {_line(e)} (SLMKIT_DEBUG=1 shows where)", file=sys.stderr)
-    return 1
+    if hasattr(e, "exit_code") and hasattr(e, "format_message"):
+        e.show()
+        return e.exit_code
+    code, said = 1, f"{_line(e)} (SLMKIT_DEBUG=1 shows where)"
+    if isinstance(e, KitError): code, said = 2, e
+    if isinstance(e, KeyboardInterrupt) or type(e).__name__ == "Abort": code, said = 130, "stopped"
+    print(f"slmkit: {said}", file=sys.stderr)
+    return code
 
 # %% ../../nbs/kit/09_cli.ipynb #1b70eb06
-def main(
-    argv=None, # arguments; None = those of this process
-):
+def main(argv=None): # arguments; None = those of this process
     "The console script `slmkit`."
     try:
         code = build()(argv, standalone_mode=False)

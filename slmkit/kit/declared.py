@@ -10,13 +10,11 @@ __all__ = ['ORDER', 'plain', 'calls', 'declared_in', 'declared', 'doubles']
 # %% ../../nbs/kit/14_declared.ipynb #8b15b915
 import ast, re
 from pathlib import Path
-from ..core.settings import KitError, project_root
+from ..core.settings import project_root
 from .notebooks import read, sources, techniques
 
 # %% ../../nbs/kit/14_declared.ipynb #692ff4ac
-def plain(
-    node, # of the syntax tree
-):
+def plain(node): # of the syntax tree
     "The value of a literal, a lambda's text, a figure's or dict's fields; None for what only a run can tell."
     if isinstance(node, ast.Lambda): return ast.unparse(node)
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "figure":
@@ -28,21 +26,16 @@ def plain(
     except ValueError: return None
 
 # %% ../../nbs/kit/14_declared.ipynb #c7e49747
-def calls(
-    source, # text of a cell
-    name="claim",
-):
-    "The calls of a plain name in a cell; a cell that isn't Python (magics apart) has none."
+def calls(source): # text of a cell
+    "The calls of `claim` in a cell; a cell that isn't Python (magics apart) has none."
     code = re.sub(r"^[ \t]*[%!].*", "", source, flags=re.M)
     try: tree = ast.parse(code)
     except SyntaxError: return []
-    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == name]
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"]
 
 # %% ../../nbs/kit/14_declared.ipynb #f7ea3896
 ORDER = ("name", "work", "says", "paper", "kind", "metric", "value", "control", "least")
-def declared_in(
-    path, # of a notebook
-):
+def declared_in(path): # of a notebook
     "The claims of one notebook as dicts of their plain fields, in the order of the cells."
     found = [c for source, _ in sources(read(path)) if "claim(" in source for c in calls(source)]
     named = lambda c: {k.arg: plain(k.value) for k in c.keywords if k.arg}
@@ -50,18 +43,14 @@ def declared_in(
     return [c for c in out if c.get("name")]
 
 # %% ../../nbs/kit/14_declared.ipynb #b446ee3a
-def declared(
-    root=None, # the project; None = the one around this folder
-):
+def declared(root=None): # the project; None = the one around this folder
     "All claims of the project's technique notebooks: dicts with `technique`, `notebook` and the claim's plain fields."
     root = Path(root or project_root() or "/nowhere")
     rows = [(n, p, c) for n, p in techniques(root).items() for c in declared_in(p)]
     return [dict(technique=n, notebook=p.relative_to(root).as_posix()) | c for n, p, c in rows]
 
 # %% ../../nbs/kit/14_declared.ipynb #da12dee2
-def doubles(
-    claims, # of `declared`
-):
+def doubles(claims): # of `declared`
     "Lines about claims that carry the same name in one notebook."
     seen, out = set(), []
     for c in claims:

@@ -17,18 +17,18 @@ from .declared import declared
 from .ledger import file_of, publish, today, wrong_values
 
 # %% ../../nbs/kit/16_foreign.ipynb #d1db758a
-def read_records(
-    run_dir, # folder with records.jsonl
-):
+def read_records(run_dir): # folder with records.jsonl
     "The records of a batch as dicts. KitError names the file and the line that can't be read."
     path = Path(run_dir)/"records.jsonl"
     if not path.is_file(): raise KitError(f"{run_dir}: no records.jsonl: is it a run folder of slmkit run or confirm?")
     out = []
     for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip(): continue
-        try: out.append(json.loads(line)); out[-1]["technique"]
-        except (ValueError, KeyError, TypeError):
-            raise KitError(f"{path}:{i}: not a record (one JSON object a line, with technique)") from None
+        try: r = json.loads(line)
+        except ValueError: r = None
+        if not isinstance(r, dict) or "technique" not in r:
+            raise KitError(f"{path}:{i}: not a record (one JSON object a line, with technique)")
+        out.append(r)
     if not out: raise KitError(f"{path}: no records in it")
     return out
 
@@ -64,9 +64,10 @@ def check_record(
     where, # file and line, put before every complaint
 ):
     "Raise a KitError where a record lacks a field, or holds one of another type."
+    at = f"{where}: {r.get('technique')}"
     for k, kind in FIELDS.items():
-        if k not in r: raise KitError(f"{where}: {r.get('technique')}: the record lacks {k}")
-        if not isinstance(r[k], kind): raise KitError(f"{where}: {r.get('technique')}: {k} is {type(r[k]).__name__}")
+        if k not in r: raise KitError(f"{at}: the record lacks {k}")
+        if not isinstance(r[k], kind): raise KitError(f"{at}: {k} is {type(r[k]).__name__}")
     check_types(r, where)
     if r["profile"] not in PROFILES or r["technique"].count("/") != 1:
         raise KitError(f"{where}: no technique/profile {r['technique']} {r['profile']}")
@@ -79,21 +80,23 @@ def check_claims(
     where, # put before every complaint
 ):
     "Raise a KitError where a number is not what its arms give, or a claim is not declared as in our notebook."
+    at = lambda n: f"{where}: {r['technique']}: claim {n!r}"
     for n, k, a, b in wrong_values(r["claims"], {n: c["spec"] for n, c in r["claims"].items()}):
-        raise KitError(f"{where}: {r['technique']}: claim {n!r}: {k} {a:g}, its arms give {b:g}")
+        raise KitError(f"{at(n)}: {k} {a:g}, its arms give {b:g}")
     for n, c in r["claims"].items() if known else ():
         ours = known.get((r["technique"], n))
-        if ours is None: raise KitError(f"{where}: {r['technique']}: claim {n!r} is in no notebook of this project")
+        if ours is None: raise KitError(f"{at(n)} is in no notebook of this project")
         for k in SPEC:
             if ours.get(k) is not None and ours[k] != c["spec"].get(k):
-                raise KitError(f"{where}: {r['technique']}: claim {n!r}: {k}={c['spec'].get(k)!r}, our notebook "
-                               f"says {ours[k]!r}")
+                raise KitError(f"{at(n)}: {k}={c['spec'].get(k)!r}, our notebook says {ours[k]!r}")
 
 # %% ../../nbs/kit/16_foreign.ipynb #e54aedc6
 def rehearse(records, folder, trial, mark):
     "Publish a group into a trial folder that holds a copy of its old entry: raises what publishing would raise."
-    there, here = file_of(records[0] | {"external": mark}, folder), file_of(records[0] | {"external": mark}, trial)
-    if there.exists(): here.parent.mkdir(parents=True, exist_ok=True); shutil.copy(there, here)
+    there, here = (file_of(records[0] | {"external": mark}, f) for f in (folder, trial))
+    if there.exists():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(there, here)
     publish(records, "", trial, mark)
 
 # %% ../../nbs/kit/16_foreign.ipynb #257e5f10
@@ -107,7 +110,8 @@ def add(
     known = {(c["technique"], c["name"]): c for c in declared(root)}
     for i, r in enumerate(read_records(run_dir), 1):
         where = f"{run_dir.name}/records.jsonl, record {i}"
-        check_record(r, where); check_claims(r, known, where)
+        check_record(r, where)
+        check_claims(r, known, where)
         if r["seed"] in CONFIRM: groups.setdefault(file_of(r | {"external": True}, "."), []).append(r)
     if not groups: raise KitError(f"{run_dir.name}: no confirm seeds (100-119) in it: building seeds give no verdict")
     mark = dict(source=run_dir.name, added=today())

@@ -23,7 +23,8 @@ def _exactly(sock, n):
     while n:
         part = sock.recv(min(n, 1 << 20))
         if not part: raise EOFError("the other end is gone")
-        parts.append(part); n -= len(part)
+        parts.append(part)
+        n -= len(part)
     return b"".join(parts)
 
 # %% ../../nbs/kit/27_messages.ipynb #1e9081eb
@@ -41,9 +42,7 @@ def _array(x, kind, dtype=None):
     return {kind: data, "dtype": dtype or x.dtype.name, "raw": x.dtype.str, "shape": list(x.shape)}
 
 # %% ../../nbs/kit/27_messages.ipynb #59ddf3c8
-def pack(
-    value, # numbers, text, None, lists, tuples, dicts, sets, numpy arrays, torch tensors, any nesting
-):
+def pack(value): # numbers, text, None, lists, tuples, dicts, sets, numpy arrays, torch tensors, any nesting
     "Value as JSON-able data. Raises TypeError for anything else (a function, a model)."
     import numpy as np
     torch = sys.modules.get("torch")
@@ -69,9 +68,7 @@ def numbers(m):
     return np.frombuffer(data, dtype).reshape([int(n) for n in m["shape"]])
 
 # %% ../../nbs/kit/27_messages.ipynb #40e296cb
-def unpack(
-    m, # what `pack` gave
-):
+def unpack(m): # what `pack` gave
     "The value again: tensors as tensors, arrays as arrays, each a copy of its own."
     if isinstance(m, list): return [unpack(v) for v in m]
     if not isinstance(m, dict): return m

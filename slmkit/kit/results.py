@@ -9,18 +9,17 @@ __all__ = ['MOODLE', 'CANVAS', 'STYLE', 'NAMES', 'people', 'submissions', 'which
            'save', 'overview']
 
 # %% ../../nbs/kit/26_results.ipynb #940b0871
-import csv, io, json, re
+import json, re
 from html import escape
 from pathlib import Path
 from ..core.settings import KitError
 from .lab import write
+from .verdicts import as_csv
 
 # %% ../../nbs/kit/26_results.ipynb #75a21e05
 MOODLE = re.compile(r"^(?P<student>[^/]+)_(?P<id>\d+)_assignsubmission_file")
 CANVAS = re.compile(r"^(?P<student>[a-z\-]+)(_LATE)?_(?P<id>\d+)_\d+_")
-def people(
-    paths, # of submissions
-):
+def people(paths): # of submissions
     "One dict a path with `student`, `id` and `key` (a safe, unique name for files)."
     stems, out, taken = [p.stem for p in paths], [], {}
     for p, stem in zip(paths, stems):
@@ -33,9 +32,7 @@ def people(
     return out
 
 # %% ../../nbs/kit/26_results.ipynb #9a1f8171
-def submissions(
-    given, # files and folders
-):
+def submissions(given): # files and folders
     "All files: given files as they are, notebooks of given folders at any depth. Raises KitError where there is none."
     out = []
     for g in map(Path, given):
@@ -46,10 +43,7 @@ def submissions(
     return out
 
 # %% ../../nbs/kit/26_results.ipynb #8e4056ae
-def which_lab(
-    paths, # of submissions
-    labs,  # those that there are
-):
+def which_lab(paths, labs): # of submissions, those that there are
     "The lab whose functions most submissions define. Metadata is not asked: a student could change it."
     def names(p):
         try: raw = p.read_bytes()[:20 << 20] if p.is_file() else b""
@@ -72,10 +66,9 @@ def table(
     lab,     # name of the column
 ):
     "CSV text for Canvas and Moodle, a row a submission."
-    out = io.StringIO(); rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["Student", "ID", "SIS User ID", "SIS Login ID", "Section", lab])
-    for r in results: rows.writerow([_cell(r["student"]), _cell(r["id"]), "", "", "", f"{r['points']:g}"])
-    return out.getvalue()
+    empty = {k: "" for k in ("SIS User ID", "SIS Login ID", "Section")}
+    rows = [{"Student": _cell(r["student"]), "ID": _cell(r["id"]), **empty, lab: f"{r['points']:g}"} for r in results]
+    return as_csv(rows)
 
 # %% ../../nbs/kit/26_results.ipynb #ca68ea55
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#1c2733}
@@ -101,9 +94,7 @@ def bar(share): return f"<div class=bar><i style='width:{100*share:.0f}%'></i></
 NAMES = dict(given="Input", expected="Expected", got="Your answer")
 
 # %% ../../nbs/kit/26_results.ipynb #7bbb080c
-def part(
-    x, # result of one exercise
-):
+def part(x): # result of one exercise
     "The section of one exercise."
     share, first = x["points"] / x["of"] if x["of"] else 0, x["first_wrong"]
     head = f"<h2><code>{escape(x['function'])}</code><span>{x['points']:g} of {x['of']:g}</span></h2>"
@@ -117,10 +108,7 @@ def part(
     return "\n".join(out + extras(x, share)) + "</section>"
 
 # %% ../../nbs/kit/26_results.ipynb #f07d518f
-def extras(
-    x,     # result of one exercise
-    share, # of its points
-):
+def extras(x, share): # result of one exercise, share of its points
     "Hint, printed text and notes of one exercise."
     out = []
     if x["hint"] and share < 1: out.append(f"<div class=hint><b>Hint.</b> {escape(x['hint'])}</div>")
@@ -130,9 +118,7 @@ def extras(
     return out
 
 # %% ../../nbs/kit/26_results.ipynb #76272f9b
-def page(
-    r, # result of one submission
-):
+def page(r): # result of one submission
     "The student's page."
     share = r["points"] / r["of"] if r["of"] else 0
     foot = "A check is a run of your function on inputs drawn for this course; all checks count the same."
@@ -161,10 +147,7 @@ def save(
     return done
 
 # %% ../../nbs/kit/26_results.ipynb #a9113fb0
-def overview(
-    done, # results with student and key
-    lab,  # Lab
-):
+def overview(done, lab): # results with student and key, Lab
     "The instructor's page: everybody in one table, with links."
     head = "".join(f"<th>{escape(e.name)} ({e.points:g})" for e in lab.exercises)
     cell = lambda x: f"<td title='{escape(x['problem'] or '', quote=True)}'>{x['points']:g}"
