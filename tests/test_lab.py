@@ -3,7 +3,7 @@ import json, os, re, subprocess, sys
 from pathlib import Path
 import pytest
 from slmkit.core.settings import KitError
-from slmkit.kit import lab as labs
+from slmkit.kit import lab as labs, lab_verbs
 
 ROOT, HERE = Path(__file__).parents[1], Path(__file__).parent / "fixtures"
 SMALL = HERE / "lab_small.ipynb"
@@ -194,7 +194,7 @@ def test_other_csv_is_refused(tmp_path):
 def test_command_line(tmp_path):
     from typer.testing import CliRunner
     import typer
-    app = typer.Typer(); labs.verbs(app); app.command("other")(lambda: None)
+    app = typer.Typer(); lab_verbs.verbs(app); app.command("other")(lambda: None)
     run = lambda *a: CliRunner().invoke(app, ["lab", *map(str, a)])
     built = run("build", SMALL, "--out", tmp_path / "labs", "--no-run")
     assert built.exit_code == 0 and built.output.count("wrote") == 3, built.output

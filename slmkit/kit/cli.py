@@ -12,8 +12,8 @@ import importlib, importlib.util, os, sys
 from ..core.settings import KitError
 
 # %% ../../nbs/kit/09_cli.ipynb #b18a6b9a
-MODULES = [f"slmkit.kit.{m}" for m in ("run_verbs", "bench", "ledger", "field", "report", "lab", "sync", "data_verbs",
-    "zoo_verbs", "start")] + ["slmkit.site.verbs"]
+MODULES = [f"slmkit.kit.{m}" for m in ("run_verbs", "bench", "ledger", "field", "report", "lab_verbs", "sync",
+    "data_verbs", "zoo_verbs", "start")] + ["slmkit.site.verbs"]
 
 # %% ../../nbs/kit/09_cli.ipynb #e7a15787
 def build(modules=MODULES): # each exports `verbs(app)`; those that don't exist are left out

@@ -33,12 +33,11 @@ def base(
     lab, # Lab
 ):
     "The notebook's own helpers: (sources, whether every statement counts). No exercise, no hidden cell, no test."
-    out, names = [], {e.name for e in lab.exercises}
-    taken = {e.cell for e in lab.exercises}
+    out, taken, names = [], {e.cell for e in lab.exercises}, "|".join(e.name for e in lab.exercises)
     for i, (kind, s) in enumerate(lab.cells):
         marks = directives(s) if kind == "code" else {"test": ""}
         if i in taken or {"hidden", "test", "default_exp"} & set(marks): continue
-        if {n for n in names if re.search(rf"^(def|class) {n}\b", s, flags=re.M)}: continue  # an earlier, naive version
+        if re.search(rf"^(def|class) ({names})\b", s, flags=re.M): continue  # an earlier, naive version
         out.append(([s], "export" in marks))
     return out
 
@@ -260,17 +259,15 @@ def grade(
     seed,   # private
     nursery, # Nursery
     jobs=2, # children at once
-    told=lambda i, r: None, # called with each result as it comes
 ):
     "Grade files in parallel; results in the order of the paths."
-    drawn, slots, paths = all_cases(lab, seed), queue.Queue(), list(map(Path, paths))
+    drawn, slots = all_cases(lab, seed), queue.Queue()
     for i in range(jobs): slots.put(i)
-    def one(i):
+    def one(path):
         slot = slots.get()
-        try: result = grade_file(nursery, lab, drawn, paths[i], slot)
+        try: return grade_file(nursery, lab, drawn, path, slot)
         finally: slots.put(slot)
-        told(i, result); return result
-    with ThreadPoolExecutor(jobs) as pool: return list(pool.map(one, range(len(paths))))
+    with ThreadPoolExecutor(jobs) as pool: return list(pool.map(one, map(Path, paths)))
 
 # %% ../../nbs/kit/22_grade.ipynb #e6630928
 def imports_of(
@@ -294,13 +291,12 @@ def survives(nursery, lab, drawn, e, mutant):
 
 # %% ../../nbs/kit/22_grade.ipynb #13d56ff6
 def prove(
-    lab,      # Lab
-    nursery,  # Nursery
-    seed="proof", # of the hidden cases
+    lab,     # Lab
+    nursery, # Nursery
 ):
     "Lines of what is wrong with a lab's tests, and the number of mutants caught. No lines is a pass."
     from slmkit.kit.lab import body, notebook
-    drawn = all_cases(lab, seed)
+    drawn = all_cases(lab, "proof")
     text = lambda kind: notebook(lab, body(lab, kind, {}), kind).encode()
     own = {kind: grade_bytes(nursery, lab, drawn, text(kind)) for kind in ("solution", "student")}
     wrong = [f"the solution of {x['function']} gets {x['points']:g} of {x['of']:g}: {x['problem']}"

@@ -7,15 +7,16 @@ Docs: https://slmkit.github.io/slmkit/kit/lab.html.md"""
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'MARKS', 'FIELDS', 'KERNEL', 'ADVICE', 'SETUP', 'PLACE', 'NOT_SHOWN', 'exercise_fields', 'Exercise',
            'exercise', 'fill', 'stub', 'mutate', 'Lab', 'exercises_of', 'read', 'technique_notebooks', 'find', 'shown',
-           'run_solution', 'markdown_of', 'notebook', 'file_name', 'opening', 'example', 'worth', 'around', 'body',
-           'sheet', 'write', 'build', 'verbs']
+           'run_solution', 'markdown_of', 'new_cell', 'notebook', 'file_name', 'opening', 'example', 'worth', 'around',
+           'body', 'sheet', 'write', 'build']
 
 # %% ../../nbs/kit/20_lab.ipynb #c2a66fd3
 import ast, hashlib, json, os, re, tempfile, textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.settings import KitError, directives, nearest, project_root
-from .sync import TECHNIQUES
+from .notebooks import techniques
+from .sync import bare, title
 
 # %% ../../nbs/kit/20_lab.ipynb #64014ab8
 BEGIN, END = r"^(?P<indent>[ \t]*)### BEGIN SOLUTION[^\n]*\n", r"^[ \t]*### END SOLUTION[^\n]*$"
@@ -69,8 +70,7 @@ def fill(
 ):
     "The exercise's cell with `body` between where the marks were, without marks and directives."
     new = ex.solution if body is None else textwrap.indent(textwrap.dedent(body).strip("\n"), ex.indent) + "\n"
-    source = MARKS.sub(lambda m: new.rstrip("\n"), ex.source, count=1)
-    return re.sub(r"^#\|.*\n", "", source, flags=re.M)
+    return bare(MARKS.sub(lambda m: new.rstrip("\n"), ex.source, count=1))
 
 # %% ../../nbs/kit/20_lab.ipynb #ec5e695c
 def stub(ex): return fill(ex, "raise NotImplementedError  # your code here")
@@ -142,26 +142,25 @@ def read(
     "Read a technique notebook as a Lab. Raises KitError for what is no notebook, has no name or no exercise."
     import slmkit
     path = Path(path)
-    try: cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(path.read_bytes())["cells"]]
+    try:
+        nb = json.loads(path.read_bytes())
+        cells = [(c["cell_type"], "".join(c["source"])) for c in nb["cells"]]
     except (OSError, ValueError, KeyError, TypeError) as e: raise KitError(f"lab: {path} is no notebook ({e})")
     named = [directives(s)["default_exp"] for k, s in cells if k == "code" and "default_exp" in directives(s)]
     if not named: raise KitError(f"lab: {path} has no #| default_exp, so it is no technique notebook")
-    lines = cells[0][1].splitlines() if cells else []
-    first = lambda mark: next((l[len(mark):].strip() for l in lines if l.startswith(mark)), "")
     found = exercises_of(cells, path.name)
     if not found: raise KitError(f"lab: {path} has no #| exercise")
     digest = hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:12]
-    return Lab(named[0].replace(".", "/"), first("# "), first("> "), cells, found, slmkit.__version__, digest)
+    return Lab(named[0].replace(".", "/"), *title(nb), cells, found, slmkit.__version__, digest)
 
 # %% ../../nbs/kit/20_lab.ipynb #ef4ac29e
 def technique_notebooks(
     root=None, # the project; None = around this folder
 ):
-    "Notebook of each technique by name: every nbs/<family>/NN_<name>.ipynb of a family that holds techniques."
-    root = root or project_root()
-    if not root: raise KitError("lab: no slmkit project here: run it inside a clone, or give the path of a notebook")
-    paths = sorted(Path(root, "nbs").glob("[a-z]*/[0-9][0-9]_*.ipynb"))
-    return {f"{p.parent.name}/{p.stem[3:]}": p for p in paths if p.parent.name in TECHNIQUES}
+    "Notebook of each technique by name, as `kit.notebooks` finds them. KitError where there is no project."
+    if not (root or project_root()):
+        raise KitError("lab: no slmkit project here: run it inside a clone, or give the path of a notebook")
+    return techniques(root)
 
 # %% ../../nbs/kit/20_lab.ipynb #6ab66606
 def find(
@@ -220,17 +219,20 @@ def markdown_of(
 # %% ../../nbs/kit/20_lab.ipynb #45312c06
 KERNEL = dict(kernelspec=dict(display_name="Python 3", language="python", name="python3"),
               language_info=dict(name="python"))
+def new_cell(kind, source, id):
+    "A cell without outputs (nbformat 4.5)."
+    made = dict(cell_type=kind, id=id, metadata={}, source=source.splitlines(True))
+    return made | (dict(outputs=[], execution_count=None) if kind == "code" else {})
+
+# %% ../../nbs/kit/20_lab.ipynb #45312c07
 def notebook(
     lab,   # Lab
     cells, # (type, source)
     kind,  # student | solution | instructor
 ):
     "Cells as a notebook's text (nbformat 4.5), the lab's name and version in its metadata."
-    out = []
-    for i, (t, s) in enumerate(cells):
-        name = hashlib.sha256(f"{i} {s}".encode()).hexdigest()[:8]
-        c = dict(cell_type=t, id=name, metadata={}, source=s.splitlines(True))
-        out.append(c | (dict(execution_count=None, outputs=[]) if t == "code" else {}))
+    name = lambda i, s: hashlib.sha256(f"{i} {s}".encode()).hexdigest()[:8]
+    out = [new_cell(t, s, name(i, s)) for i, (t, s) in enumerate(cells)]
     meta = KERNEL | dict(slmkit=dict(lab=lab.technique, version=lab.version, source=lab.digest, kind=kind))
     nb = dict(cells=out, metadata=meta, nbformat=4, nbformat_minor=5)
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
@@ -314,7 +316,7 @@ def body(
         if i in at: s = stub(at[i]) if kind == "student" else fill(at[i], None)
         if "test" in marks: s = "# test: runs without an error when your function is right\n" + s
         if i in before: out.append(("markdown", before[i]))
-        out.append((t, s if {"slow", "cuda"} & set(marks) else re.sub(r"^#\|.*\n?", "", s, flags=re.M)))
+        out.append((t, s if {"slow", "cuda"} & set(marks) else bare(s)))
     return [(t, s) for t, s in out if s.strip()]
 
 # %% ../../nbs/kit/20_lab.ipynb #96add04d
@@ -330,7 +332,7 @@ def sheet(
         head = f"## `{e.name}`: points {e.points:g}, minutes {e.minutes}, difficulty {e.difficulty}\n\n"
         out.append(("markdown", f"{head}Hint: {e.hint or 'none'}\n\nGraded on {e.cases} drawn inputs. "
                     f"Wrong answers that lose points (checked by `slmkit lab prove`):\n\n{wrong}"))
-        out += [("code", fill(e, None)), ("code", re.sub(r"^#\|.*\n?", "", e.hidden, flags=re.M))]
+        out += [("code", fill(e, None)), ("code", bare(e.hidden))]
     return out
 
 # %% ../../nbs/kit/20_lab.ipynb #2611cbbb
@@ -352,11 +354,3 @@ def build(
     first = opening(lab, place)
     cells = {k: first + body(lab, k, outputs, run) for k in ("student", "solution")} | {"instructor": sheet(lab)}
     return {k: write(Path(out, k, file_name(lab, k)), notebook(lab, c, k)) for k, c in cells.items()}
-
-# %% ../../nbs/kit/20_lab.ipynb #0ee2cd8b
-def verbs(
-    app, # typer.Typer
-):
-    "Add `slmkit lab ...` to the command line; see `kit.lab_verbs`."
-    from slmkit.kit.lab_verbs import verbs
-    verbs(app)

@@ -8,7 +8,7 @@ Docs: https://slmkit.github.io/slmkit/kit/lab_verbs.html.md"""
 __all__ = ['ALL', 'private', 'grade_command', 'prove_command', 'verbs']
 
 # %% ../../nbs/kit/28_lab_verbs.ipynb #298c2280
-import os, re
+import os, re, typer
 from pathlib import Path
 from ..core.settings import KitError
 from .lab import PLACE, build, find, read, technique_notebooks, write
@@ -71,7 +71,6 @@ def _chosen(techniques):
 # %% ../../nbs/kit/28_lab_verbs.ipynb #b5f4691e
 ALL = "all where none is named"
 def _build_verb(lab):
-    import typer
     @lab.command("build", epilog="Example: slmkit lab build distill/step_by_step --out labs")
     def _build(techniques: list[str] = typer.Argument(None, help=ALL), out: str = typer.Option("labs", help="folder"),
                place: str = typer.Option(PLACE, help="owner/repository/blob/branch/folder on GitHub, for the links"),
@@ -82,7 +81,6 @@ def _build_verb(lab):
 
 # %% ../../nbs/kit/28_lab_verbs.ipynb #7993746c
 def _grade_verb(lab):
-    import typer
     example = "slmkit lab grade handed_in/ --lab distill/step_by_step --seed @seed.txt --out graded"
     @lab.command("grade", epilog=f"Example: {example}")
     def _grade(submissions: list[str] = typer.Argument(help="notebooks or folders of them"),
@@ -96,7 +94,6 @@ def _grade_verb(lab):
 
 # %% ../../nbs/kit/28_lab_verbs.ipynb #5fb19548
 def _prove_verb(lab):
-    import typer
     @lab.command("prove", epilog="Example: slmkit lab prove distill/step_by_step")
     def _prove(techniques: list[str] = typer.Argument(None, help=ALL)):
         "Prove that hidden tests work: solution full points, empty student none, every mutant loses."
@@ -104,7 +101,6 @@ def _prove_verb(lab):
 
 # %% ../../nbs/kit/28_lab_verbs.ipynb #d0f5352c
 def _nbgrader_verb(lab):
-    import typer
     @lab.command("nbgrader", epilog="Example: slmkit lab nbgrader distill/step_by_step --seed @seed.txt --out course")
     def _nbgrader(technique: str, seed: str = typer.Option(..., help="private text, or @FILE"),
                   out: str = typer.Option("course", help="folder")):
@@ -114,7 +110,6 @@ def _nbgrader_verb(lab):
 
 # %% ../../nbs/kit/28_lab_verbs.ipynb #1129b589
 def _gradebook_verb(lab):
-    import typer
     @lab.command("gradebook", epilog="Example: slmkit lab gradebook grades.csv --out graded")
     def _gradebook(path: str, out: str = typer.Option("graded", help="folder")):
         "Turn nbgrader's exported gradebook into one CSV a lab for Canvas and Moodle."
@@ -129,7 +124,6 @@ def verbs(
     app, # typer.Typer
 ):
     "Add `lab build`, `lab grade`, `lab prove`, `lab nbgrader` and `lab gradebook` to the command line."
-    import typer
     lab = typer.Typer(help="Labs: build, grade, prove.", no_args_is_help=True)
     app.add_typer(lab, name="lab")
     for add in _build_verb, _grade_verb, _prove_verb, _nbgrader_verb, _gradebook_verb: add(lab)

@@ -12,7 +12,8 @@ import csv, json, re
 from pathlib import Path
 from ..core.settings import KitError, directives
 from .grade import cases, difference, harness, reference, said_of
-from .lab import KERNEL, SETUP, file_name, write
+from .lab import KERNEL, SETUP, file_name, new_cell, write
+from .sync import bare
 from .student import _line, call, definitions, execute
 
 # %% ../../nbs/kit/23_nbgrader.ipynb #427ada76
@@ -52,7 +53,7 @@ def test_cell(
     drawn, # hidden cases
 ):
     "Source of an exercise's test cell: visible tests, then the hidden ones between nbgrader's marks."
-    seen = "\n".join(re.sub(r"^#\|.*\n", "", lab.cells[i][1], flags=re.M) for i in e.tests)
+    seen = "\n".join(bare(lab.cells[i][1]) for i in e.tests)
     data = json.dumps([{k: c[k] for k in ("given", "seed", "want")} for c in drawn])
     own = harness(e, ("call", "check"))
     own = f", harness={own!r}" if own else ""
@@ -71,7 +72,7 @@ def assignment(
     for i, (kind, s) in enumerate(lab.cells[:lab.exercises[-1].cell + 1], 1):
         marks = set(directives(s)) if kind == "code" else set()
         if i - 1 in skip or {"hidden", "hide", "default_exp", "test"} & marks: continue
-        plain = re.sub(r"^#\|.*\n?", "", s, flags=re.M) if kind == "code" else s
+        plain = bare(s) if kind == "code" else s
         if i - 1 not in at: out.append(_given(kind, plain, i)); continue
         e = at[i - 1]
         test = test_cell(lab, e, cases(lab, e, seed, space))
@@ -81,9 +82,7 @@ def assignment(
 # %% ../../nbs/kit/23_nbgrader.ipynb #3d0c26e2
 def _given(kind, source, name):
     "A cell that nbgrader leaves alone."
-    name = re.sub(r"\W", "-", f"given-{name}")[:60]
-    cell = dict(cell_type=kind, id=name, metadata={}, source=source.splitlines(True))
-    return cell | (dict(outputs=[], execution_count=None) if kind == "code" else {})
+    return new_cell(kind, source, re.sub(r"\W", "-", f"given-{name}")[:60])
 
 # %% ../../nbs/kit/23_nbgrader.ipynb #e52da087
 def export(
