@@ -19,6 +19,7 @@ from ..core.settings import KitError, nearest, project_root
 from .declared import declared
 from .ledger import write_text
 from .page import page, table, tag
+from .sync import write
 from .verdicts import rows as verdict_rows
 
 # %% ../../nbs/kit/11_field.ipynb #61e8c0d3
@@ -39,8 +40,8 @@ def entry(
     if lacks: raise KitError(f"works: {work.get('slug') or work.get('title') or 'a work'} lacks {', '.join(lacks)}")
     texts = {k: known_from(work.get(k)) for k in TEXTS}
     return dict(slug=work["slug"], title=work["title"], family=work["folder"], topic=work["family"], type=work["kind"],
-                tier=work["tier"], modality=work.get("modality", ""), ids=work.get("ids", []), **{k: t
-                    for k, (t, _) in texts.items()},
+                tier=work["tier"], modality=work.get("modality", ""), ids=work.get("ids", []),
+                **{k: t for k, (t, _) in texts.items()},
                 reproduction=work.get("reproduction", ""), provenance={k: p for k, (t, p) in texts.items() if t})
 
 # %% ../../nbs/kit/11_field.ipynb #61d48d94
@@ -53,8 +54,7 @@ def registry_path(root=None):
 def write_registry(works, path):
     "Write the registry, one work a line; gives the path if that changed it, else None."
     text = "[\n" + ",\n".join(json.dumps(w, ensure_ascii=False) for w in works) + "\n]\n"
-    path = Path(path)
-    return None if path.exists() and path.read_text() == text else write_text(path, text)
+    return write(path, text)
 
 # %% ../../nbs/kit/11_field.ipynb #7db99b42
 def import_works(
@@ -136,8 +136,8 @@ def search(
         there = {x for w in works for x in value(w, k) if x}
         if v and v not in there: raise KitError(f"field: no {k} {v!r}{nearest(v, there)}")
     text = lambda w: " ".join([w["title"], w["slug"], *(w[k] for k in TEXTS), w["reproduction"]]).lower()
-    return [w for w in works if all(v in value(w, k) for k, v in exact.items() if v) and all(x in text(w)
-        for x in words.lower().split())]
+    return [w for w in works if all(v in value(w, k) for k, v in exact.items() if v)
+            and all(x in text(w) for x in words.lower().split())]
 
 # %% ../../nbs/kit/11_field.ipynb #fc60c198
 def details(
@@ -154,8 +154,7 @@ def details(
 
 # %% ../../nbs/kit/11_field.ipynb #fd248f31
 def found_text(
-    w,       # work with results
-    base="", # folder of the technique pages
+    w, # work with results
 ):
     "What was found, with a link to the notebook's page; or what stands in the way."
     if not w["claims"]: return f"<small>{escape(w['obstacle'])}</small>"
@@ -163,7 +162,7 @@ def found_text(
     for t in dict.fromkeys(r["technique"] for r in w["results"]):
         n = Counter((r["outcome"], r["label"]) for r in w["results"] if r["technique"] == t)
         tags = " ".join(tag(o, f"{k} × {said}" if k > 1 else said) for (o, said), k in n.items())
-        out.append(f'<a href="{base}{escape(t)}.html">{escape(t.split("/")[1])}</a> {tags}')
+        out.append(f'<a href="{escape(t)}.html">{escape(t.split("/")[1])}</a> {tags}')
     return "<br>".join(out)
 
 # %% ../../nbs/kit/11_field.ipynb #420d81d7
@@ -221,12 +220,11 @@ def controls(works):
 
 # %% ../../nbs/kit/11_field.ipynb #1b24474c
 def field_rows_html(
-    works,   # of `field_rows`
-    base="", # folder of the technique pages, for links
+    works, # of `field_rows`
 ):
     "The table of works, what was measured first, then what has a notebook, with what its script sorts and filters by."
     works = sorted(works, key=lambda w: (not w["claims"], not set(w["outcomes"]) - {"never run"}))
-    cells = [[details(w), w["family"], w["type"], w["tier"], found_text(w, base)] for w in works]
+    cells = [[details(w), w["family"], w["type"], w["tier"], found_text(w)] for w in works]
     found = lambda w: "|".join(w["outcomes"]) or "~" + w["obstacle"]
     data = [dict(title=w["title"], family=w["family"], type=w["type"], tier=w["tier"], found=found(w),
                  outcomes="|".join(w["outcomes"])) for w in works]
@@ -236,24 +234,22 @@ def field_rows_html(
 
 # %% ../../nbs/kit/11_field.ipynb #816a22ac
 def field_html(
-    works,   # of `field_rows`
-    base="", # as for `field_rows_html`
+    works, # of `field_rows`
 ):
     "Heading, controls and table: what is inside the page. SCRIPT and STYLE belong to it."
     made = sum(bool(w["claims"]) for w in works)
     intro = (f"<h1>The field: {len(works)} works</h1><p>{made} served by a notebook here. Open a title to read more. "
              "Tier A is nearest to the kit's centre; D has no algorithm to rebuild.</p>")
-    return intro + controls(works) + field_rows_html(works, base)
+    return intro + controls(works) + field_rows_html(works)
 
 # %% ../../nbs/kit/11_field.ipynb #a8ff2811
 def field_page(
     path,        # of the HTML file to write
     root=None,   # the project
     folder=None, # of the ledger
-    base="",     # folder of the technique pages, for links
 ):
     "Write the searchable, sortable map of all works as one HTML file; gives its path."
-    return write_text(path, page("The field map", field_html(field_rows(root, folder), base), SCRIPT, STYLE))
+    return write_text(path, page("The field map", field_html(field_rows(root, folder)), SCRIPT, STYLE))
 
 # %% ../../nbs/kit/11_field.ipynb #4e7d2cdc
 def field_table(works):

@@ -6,11 +6,11 @@ Docs: https://slmkit.github.io/slmkit/kit/report.html.md"""
 
 # %% auto #0
 __all__ = ['BUILD', 'HEADS', 'is_build', 'key', 'groups', 'current', 'read_batch', 'word', 'spread', 'seeds_text', 'published',
-           'cost', 'claim_row', 'claim_rows', 'arm_rows', 'traceback_of', 'failures', 'totals', 'environment',
-           'ledger_text', 'mine_text', 'text_cells', 'markdown', 'write', 'newest', 'verbs']
+           'cost', 'claim_row', 'claim_names', 'claim_rows', 'arm_rows', 'traceback_of', 'failures', 'totals',
+           'environment', 'ledger_text', 'mine_text', 'text_cells', 'markdown', 'write', 'newest', 'verbs']
 
 # %% ../../nbs/kit/12_report.ipynb #21e53a45
-import json, re, statistics
+import json, re
 from collections import Counter
 from pathlib import Path
 from ..core.claims import entries
@@ -18,7 +18,7 @@ from ..core.judge import Verdict, label, numbers, summary, verdict
 from ..core.settings import KitError, kit_settings
 from .ledger import plain_parameters, short, write_text
 from .records import reading
-from .verdicts import as_csv, paper_text, result
+from .verdicts import as_csv, costs, number, paper_text, result
 
 # %% ../../nbs/kit/12_report.ipynb #f801abf7
 def is_build(record):
@@ -60,11 +60,11 @@ def read_batch(
     if not Path(run_dir, "records.jsonl").is_file():
         raise KitError(f"{run_dir}: no records.jsonl: is it a run folder of slmkit run or confirm?")
     records, torn = reading(run_dir)
-    kept, older = current([r for r in records if isinstance(r.get("seed"), int) and isinstance(r.get("technique"),
-        str)])
+    known = [r for r in records if isinstance(r.get("seed"), int) and isinstance(r.get("technique"), str)]
+    kept, older = current(known)
     if not kept: raise KitError(f"{run_dir}: no records in records.jsonl")
-    return kept, [f"{n} {what} left out" for n, what in ((older, "runs of earlier code, model or data"),
-                                                         (torn, "torn lines")) if n]
+    left = {"runs of earlier code, model or data": older, "torn lines": torn}
+    return kept, [f"{n} {what} left out" for what, n in left.items() if n]
 
 # %% ../../nbs/kit/12_report.ipynb #96587ebd
 BUILD = "build seeds, not a verdict"
@@ -122,9 +122,7 @@ def cost(
     group, # records
 ):
     "Median seconds and CPU seconds of a run, largest peak memory in MB, energy in J where the machine counted it."
-    of = lambda k: [r[k] for r in group if isinstance(r.get(k), (int, float))]
-    mid = {k: round(statistics.median(of(k)), 2) if of(k) else None for k in ("seconds", "cpu_seconds", "energy_j")}
-    return mid | dict(peak_mb=max(of("peak_mb"), default=None))
+    return costs(dict(runs=group))
 
 # %% ../../nbs/kit/12_report.ipynb #0a0f0127
 def claim_row(group, name, folder=None):
@@ -138,11 +136,15 @@ def claim_row(group, name, folder=None):
     controls = [c["control"] for c in runs if c.get("control") is not None]
     where = {k: short(first.get(k)) for k in ("technique", "profile", "model", "data", "hardware")}
     said = {k: spec.get(k) for k in ("work", "says", "kind", "metric", "least")}
-    return where | dict(claim=name, label=word(name, group), n=len(runs), seeds=seeds_text([r["seed"] for r in done]),
-                        **mine,
-        control=sum(controls)/len(controls) if controls else None, **said,
-        paper=paper.get("value"), provenance=paper.get("provenance"),
-        parameters=key(first)[5]) | published(first, name, folder) | cost(done)
+    control = sum(controls)/len(controls) if controls else None
+    named = dict(claim=name, label=word(name, group), n=len(runs), seeds=seeds_text([r["seed"] for r in done]))
+    figure = dict(paper=paper.get("value"), provenance=paper.get("provenance"), parameters=key(first)[5])
+    return where | named | mine | dict(control=control) | said | figure | published(first, name, folder) | cost(done)
+
+# %% ../../nbs/kit/12_report.ipynb #062557f0
+def claim_names(group):
+    "Every claim that a run of the group has."
+    return list(dict.fromkeys(n for r in group for n in r.get("claims", {})))
 
 # %% ../../nbs/kit/12_report.ipynb #062557f1
 def claim_rows(
@@ -150,8 +152,7 @@ def claim_rows(
     folder=None, # of the ledger
 ):
     "All lines of the report, in the order of the batch."
-    return [claim_row(g, n, folder) for g in groups(records) for n in dict.fromkeys(n for r in g
-        for n in r.get("claims", {}))]
+    return [claim_row(g, n, folder) for g in groups(records) for n in claim_names(g)]
 
 # %% ../../nbs/kit/12_report.ipynb #c874fd80
 def arm_rows(
@@ -167,13 +168,12 @@ def arm_rows(
 # %% ../../nbs/kit/12_report.ipynb #57c346f5
 def traceback_of(
     notebook, # path of an executed notebook
-    most=8000, # characters
 ):
-    "The last error of the notebook as plain text, '' where there is none or no notebook."
+    "The last error of the notebook as plain text, at most 8,000 characters; '' where there is none or no notebook."
     try: cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError): return ""
     errors = [o for c in cells for o in c.get("outputs", ()) if o.get("output_type") == "error"]
-    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[-1].get("traceback") or ()))[-most:] if errors else ""
+    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[-1].get("traceback") or ()))[-8000:] if errors else ""
 
 # %% ../../nbs/kit/12_report.ipynb #f2a43ff5
 def failures(
@@ -196,10 +196,9 @@ def totals(
     runs = [r for g in groups(records) for r in g]
     add = lambda k: round(sum(r.get(k) or 0 for r in runs), 1)
     ended = Counter(r.get("status", "ok") for r in runs)
+    peak = max((r.get("peak_mb") or 0 for r in runs), default=0)
     return dict(runs=len(runs), techniques=len({r["technique"] for r in runs}), ok=ended.pop("ok", 0),
-                failed=dict(ended),
-                seconds=add("seconds"), cpu_seconds=add("cpu_seconds"), peak_mb=max((r.get("peak_mb") or 0
-                    for r in runs), default=0))
+                failed=dict(ended), seconds=add("seconds"), cpu_seconds=add("cpu_seconds"), peak_mb=peak)
 
 # %% ../../nbs/kit/12_report.ipynb #f5001b40
 def environment(
@@ -232,11 +231,10 @@ def text_cells(
     row, # of `claim_rows`
 ):
     "The cells of a line as plain text, in the order of HEADS."
-    control = "–" if row["control"] is None else f"{row['control']:.3g}"
     seconds = "–" if row.get("seconds") is None else f"{row['seconds']:g}"
     where = " ".join(str(row[k]) for k in ("technique", "profile", "model", "data") if row[k])
-    return [f"{row['claim']} ({where})", row["label"], mine_text(row), control, ledger_text(row), paper_text(row),
-            seconds]
+    return [f"{row['claim']} ({where})", row["label"], mine_text(row), number(row["control"]), ledger_text(row),
+            paper_text(row), seconds]
 
 # %% ../../nbs/kit/12_report.ipynb #37d72419
 def markdown(
@@ -249,10 +247,10 @@ def markdown(
     "The report as Markdown."
     t, clean = totals(records), lambda s: str(s).replace("|", "\\|").replace("\n", " ")
     line = lambda cells: "| " + " | ".join(map(clean, cells)) + " |"
-    out = [f"# {title}", f"{t['runs']} runs of {t['techniques']} techniques, {t['runs'] - t['ok']} failed, "
-                         f"{t['seconds']:g} s, "
-           f"{t['cpu_seconds']:g} CPU s, at most {t['peak_mb']:g} MB.", line(HEADS) + "\n" + line("---" for _ in HEADS)]
-    out[-1] += "".join("\n" + line(text_cells(r)) for r in rows)
+    counts = f"{t['runs']} runs of {t['techniques']} techniques, {t['runs'] - t['ok']} failed"
+    spent = f"{t['seconds']:g} s, {t['cpu_seconds']:g} CPU s, at most {t['peak_mb']:g} MB."
+    table = [HEADS, ["---"]*len(HEADS), *map(text_cells, rows)]
+    out = [f"# {title}", f"{counts}, {spent}", "\n".join(map(line, table))]
     out += [f"**Failed:** {f['technique']} seed {f['seed']} "
             f"({f['status']})\n\n```\n{f['traceback'] or f['error']}\n```" for f in failed]
     return "\n\n".join(out + [*left_out, "; ".join(f"{k} {v}" for k, v in environment(records).items())]) + "\n"
@@ -261,14 +259,13 @@ def markdown(
 def write(
     run_dir,    # folder with records.jsonl
     other=None, # an earlier batch to compare with
-    folder=None, # of the ledger
 ):
     "Write report.html, report.md and report.csv into the run folder; gives the path of the HTML."
     from slmkit.kit.changes import compare
     from slmkit.kit.report_page import html
     run_dir = Path(run_dir); records, left_out = read_batch(run_dir)
-    rows, failed = claim_rows(records, folder), failures(records, run_dir)
-    changes = compare(read_batch(other)[0], records, folder) if other else None
+    rows, failed = claim_rows(records), failures(records, run_dir)
+    changes = compare(read_batch(other)[0], records) if other else None
     title, before = f"Report of {run_dir.resolve().name}", Path(other).resolve().name if other else ""
     write_text(run_dir/"report.md", markdown(title, records, rows, failed, left_out))
     write_text(run_dir/"report.csv", as_csv(rows))

@@ -78,10 +78,10 @@ def write(
 ):
     "Write a file where that changes it; the path if it did, else None."
     path = Path(path)
-    if path.exists() and path.read_text() == text: return None
+    if path.exists() and path.read_text(encoding="utf-8") == text: return None
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     os.replace(new, path)
     return path
 

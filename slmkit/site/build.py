@@ -18,6 +18,7 @@ from ..kit.declared import declared
 from ..kit.field import SCRIPT, field_html, field_rows
 from ..kit.ledger import today, write_text
 from ..kit.notebooks import techniques
+from ..kit.picture import best
 from ..kit.sync import load, project
 from ..kit.verdicts import as_csv, rows as verdict_rows
 from . import pages as data
@@ -26,7 +27,6 @@ from .notebook import as_markdown, builder_version, kept_page, lab_of
 from .outputs import Keys, run_all
 from .plan import DATA, base, directory, lookup, pages, resolve, sections
 from .prose import HEADING, linked, parts, words
-from .technique import best
 
 # %% ../../nbs/site/10_build.ipynb #cf77df6b
 class Build:

@@ -18,12 +18,13 @@ from ..core.claims import entries
 from ..core.settings import KitError, package_folder
 from ..kit.ledger import write_text
 from ..kit.notebooks import read, sources
+from ..kit.picture import best
 from ..kit.verdicts import row
 from .cells import Figures, code_cell, described, hidden, picture, source_of
 from .outputs import NAMED, name_of
 from .plan import Page, base, resolve
 from .prose import parts, prose
-from .technique import badges, best, cost_row, evidence, summary
+from .technique import badges, cost_row, evidence, summary
 
 # %% ../../nbs/site/08_notebook.ipynb #6d062942
 def without_title(
@@ -170,7 +171,7 @@ def as_markdown(nb):
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/site/08_notebook.ipynb #f0e6a224
-PARTS = "site/*.py", "kit/page.py", "kit/picture.py", "kit/verdicts.py", "kit/report.py", "kit/lab.py"
+PARTS = "site/*.py", "kit/page.py", "kit/picture.py", "kit/verdicts.py", "kit/report*.py", "kit/lab.py"
 def builder_version():
     "One text for the code that makes pages."
     from importlib.metadata import version

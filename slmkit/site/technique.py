@@ -6,8 +6,8 @@ Docs: https://slmkit.github.io/slmkit/site/technique.html.md"""
 
 # %% auto #0
 __all__ = ['where', 'asked', 'chip', 'never', 'origin', 'claim_block', 'nowhere', 'summary', 'machine', 'cost_row', 'since',
-           'known_values', 'nothing', 'axis', 'rows_of', 'drawn', 'limits', 'svg', 'described', 'figure', 'arms',
-           'badges', 'lab_text', 'best', 'main_claim', 'pictures', 'evidence']
+           'axis', 'rows_of', 'drawn', 'limits', 'svg', 'described', 'figure', 'badges', 'lab_text', 'main_claim',
+           'pictures', 'evidence']
 
 # %% ../../nbs/site/05_technique.ipynb #821d23a2
 import re, textwrap
@@ -20,7 +20,9 @@ from ..core.settings import PROFILES
 from ..kit.ledger import file_of, records_of
 from ..kit.page import table, tag
 from ..kit.picture import BLUE, GREY, ORANGE, dots, mean_mark, ticks, upright, words
+from ..kit.picture import band_of, best, known_values, zero_of
 from ..kit.picture import tag as shape
+from ..kit.report_page import arms_table
 from ..kit.verdicts import costs, number, result, row
 from .cells import folded
 from .docs import said
@@ -151,23 +153,6 @@ def since(
     else: return ""
     return f'<p class="note warn"><b>{escape(place)}:</b> {escape(text)}</p>'
 
-# %% ../../nbs/site/05_technique.ipynb #3c9daaf9
-def known_values(
-    entry, name, # of the ledger, and of its claim
-):
-    "(values, controls, every number that the picture must hold)."
-    spec, v = (entry["claims"][name][k] for k in ("spec", "verdict"))
-    runs = [r["claims"][name] for r in entry["runs"] if name in r["claims"]]
-    values, control = ([r[k] for r in runs if r.get(k) is not None] for k in ("value", "control"))
-    zero, band = nothing(spec), spec.get("tolerance") if spec["kind"] in ("equality", "coverage") else None
-    rest = [spec.get("least"), v.get("low"), v.get("high"), *((zero - band, zero + band) if band else ())]
-    return values, control, [x for x in (*values, *control, zero, *rest) if x is not None]
-
-# %% ../../nbs/site/05_technique.ipynb #c5a2cfbc
-def nothing(spec):
-    "Where nothing is gained: 1 for a ratio."
-    return 1 if spec["kind"] == "cost" else spec.get("nominal") or 0
-
 # %% ../../nbs/site/05_technique.ipynb #a92edb74
 def axis(at, marks, y, width, text):
     "A line, round numbers, and under them what is measured; how many lines that takes."
@@ -193,20 +178,20 @@ def drawn(
     "The signature figure as one SVG element."
     spec, v = (entry["claims"][name][k] for k in ("spec", "verdict"))
     values, control, known = known_values(entry, name)
-    marks = ticks(min(known), max(known) if max(known) > min(known) else min(known) + 1)
+    marks = ticks(min(known), max(known))
     at = lambda x: 84 + (x - marks[0])/(marks[-1] - marks[0])*(width - 106)
     bottom = 160 if control else 90
-    lines = [upright(at, nothing(spec), 22, bottom, "#202124"), *limits(spec, at, bottom, width)]
+    lines = [upright(at, zero_of(spec), 22, bottom, "#202124"), *limits(spec, at, bottom, width)]
     below, n = axis(at, marks, bottom, width, spec.get("metric") or spec["kind"])
     return svg([*lines, *rows_of(at, v, values, control), *below], width, bottom + 40 + 18*n, described(entry, name))
 
 # %% ../../nbs/site/05_technique.ipynb #7fb4f138
 def limits(spec, at, bottom, width):
     "The least effect that counts, as a dashed line with its number; the tolerance as a band."
-    out, band = [], spec.get("tolerance") if spec["kind"] in ("equality", "coverage") else None
-    if band:
-        x, w = at(nothing(spec) - band), at(nothing(spec) + band) - at(nothing(spec) - band)
-        out.append(shape("rect", x=x, y=22, width=w, height=bottom - 22, fill=ORANGE, fill_opacity=.12))
+    out = []
+    if band := band_of(spec):
+        x, end = at(zero_of(spec) - band), at(zero_of(spec) + band)
+        out.append(shape("rect", x=x, y=22, width=end - x, height=bottom - 22, fill=ORANGE, fill_opacity=.12))
     if spec.get("least") is None: return out
     right = at(spec["least"]) > width/2
     side = "end" if right else "start"
@@ -238,16 +223,6 @@ def figure(
     both = drawn(entry, name, 720) + drawn(entry, name, 340)
     return f'<figure class="signature-figure">{both}<figcaption>{text}</figcaption></figure>'
 
-# %% ../../nbs/site/05_technique.ipynb #ed7784a5
-def arms(
-    entry, name, # of the ledger, and of its claim
-):
-    "The arms of a claim as a table: mean and interval over its seeds."
-    from slmkit.kit.report import arm_rows
-    span = lambda a: "–" if a["low"] is None else f"{number(a['low'])} to {number(a['high'])}"
-    cells = [[escape(a["arm"]), number(a["mean"]), span(a), str(a["n"])] for a in arm_rows(records_of(entry), name)]
-    return table(["Arm", "Mean", "Interval", "Seeds"], cells, cards=False)
-
 # %% ../../nbs/site/05_technique.ipynb #5308c207
 def badges(
     technique, # family/name
@@ -269,15 +244,6 @@ def badges(
 # %% ../../nbs/site/05_technique.ipynb #57754fa8
 def lab_text(lab): "What a lab asks for."; return f"Lab: {len(lab.exercises)} exercises, {lab.points:g} points"
 
-# %% ../../nbs/site/05_technique.ipynb #80ced0f0
-def best(own, claims):
-    "The entry to draw, its claims in the order of the notebook; None where there is none."
-    if not own: return None
-    found = max(own, key=lambda e: (not e.get("external"), e["profile"] == "cpu", len(e["claims"]), e["date"]))
-    order = [c["name"] for c in claims]
-    names = sorted(found["claims"], key=lambda n: order.index(n) if n in order else len(order))
-    return found | dict(claims={n: found["claims"][n] for n in names})
-
 # %% ../../nbs/site/05_technique.ipynb #829c3eec
 def main_claim(
     entry, # of `best`
@@ -290,7 +256,8 @@ def pictures(
     entry, # of `best`
 ):
     "Every claim seed by seed, with its arms, behind a click."
-    one = lambda n: f'<h4>{escape(n)}</h4>{figure(entry, n)}<div class="wide" tabindex="0">{arms(entry, n)}</div>'
+    arms = lambda n: f'<div class="wide" tabindex="0">{arms_table(records_of(entry), n)}</div>'
+    one = lambda n: f"<h4>{escape(n)}</h4>{figure(entry, n)}{arms(n)}"
     return folded("Every claim, seed by seed, with its arms", "".join(map(one, entry["claims"])))
 
 # %% ../../nbs/site/05_technique.ipynb #aa8c4427
