@@ -43,16 +43,14 @@ def compare(
 def _compare(want, got):
     if _is_array(want) or type(want) in (bool, int, float): return _arrays(as_array(want), as_array(got), got)
     if isinstance(want, str) or want is None:
-        return None if type(want) is type(got) and want == got else _other(want, got)
+        same = type(want) is type(got) and want == got
+        return None if same else f"{brief(want, 60)} is expected, not {brief(got, 60)}"
     a, b = _items(want), _items(got)
     if b is None or a[0] != b[0]: return f"a {a[0]} is expected, not {brief(got)}"
     if len(a[1]) != len(b[1]): return f"{len(a[1])} entries are expected, not {len(b[1])}"
     if as_array(want) and as_array(got): return _arrays(as_array(want), as_array(got), got)
     for i, (x, y) in enumerate(zip(a[1], b[1])):
         if said := _compare(x, y): return f"entry {i}: {said}"
-
-# %% ../../nbs/kit/25_answers.ipynb #19680a45
-def _other(want, got): return f"{brief(want, 60)} is expected, not {brief(got, 60)}"
 
 # %% ../../nbs/kit/25_answers.ipynb #b9c7467a
 def _items(m):

@@ -81,9 +81,8 @@ def roots():
 
 # %% ../../nbs/kit/21_sandbox.ipynb #01abad69
 def jail(
-    root,      # an empty folder
-    hide=(),   # files to cover
-    size="64m", # of the box
+    root,    # an empty folder
+    hide=(), # files to cover
 ):
     "Make `root` the whole file world of this process, standing in /box."
     libc("mount", "jail", str(root), "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
@@ -91,7 +90,7 @@ def jail(
     for l in filter(os.path.islink, ("/lib", "/lib64", "/bin")): os.symlink(os.readlink(l), f"{root}{l}")
     for p in hide: libc("mount", "/dev/null", f"{root}{p}", None, BIND, None)
     os.mkdir(f"{root}/box")
-    libc("mount", "box", f"{root}/box", "tmpfs", NOSUID | NODEV, f"size={size},nr_inodes=2000,mode=777")
+    libc("mount", "box", f"{root}/box", "tmpfs", NOSUID | NODEV, "size=64m,nr_inodes=2000,mode=777")
     libc("mount", "none", str(root), None, REMOUNT | READONLY | NOSUID | NODEV, None)
     os.chroot(root); os.chdir("/box")
 

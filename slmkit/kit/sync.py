@@ -15,6 +15,7 @@ __all__ = ['MARKERS', 'FAMILIES', 'TECHNIQUES', 'NAMES', 'INITS', 'NEEDS', 'TOGE
 import ast, json, keyword, os, re, statistics
 from pathlib import Path
 from ..core.settings import KitError, directives, package_folder, project_root
+from .notebooks import parameters, profiles, sources
 
 # %% ../../nbs/kit/00_sync.ipynb #47c37adc
 MARKERS = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION.*\n?", re.M)
@@ -249,8 +250,7 @@ def name_problems(
     nb,   # as a dict
 ):
     "A file name, default_exp or parameters cell by which other tools would not find this technique."
-    from slmkit.kit.notebooks import parameters, profiles
-    marks = [directives("".join(c["source"])).get("default_exp") for c in nb["cells"] if c["cell_type"] == "code"]
+    marks = [directives(s).get("default_exp") for s, _ in sources(nb)]
     module, given = next((m for m in marks if m), "nothing"), f"{path.parent.name}.{path.stem[3:]}"
     out = [] if re.fullmatch(r"\d\d_\w+", path.stem) else ["its file is not named NN_name.ipynb, as 02_my_idea.ipynb"]
     if module != given: out.append(f"default_exp is {module}, the file's name asks for {given}")
@@ -264,8 +264,8 @@ def comment_problems(
     nb, # notebook as a dict
 ):
     "Lines of the parameters cell that papermill can't read, because their comment holds an equals sign."
-    tagged = ["".join(c["source"]) for c in nb["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    lines = [l for t in tagged for l in t.splitlines() if "=" in l.partition("#")[2]]
+    tagged = [s for s, tags in sources(nb) if "parameters" in tags]
+    lines = [l for s in tagged for l in s.splitlines() if "=" in l.partition("#")[2]]
     return [f"papermill can't read a parameter whose comment holds an equals sign: {quote(l)}" for l in lines]
 
 # %% ../../nbs/kit/00_sync.ipynb #3f243094
@@ -274,8 +274,8 @@ def technique_problems(
     nb,   # as a dict
 ):
     "What a technique's notebook lacks of the contract."
-    cells = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
-    return name_problems(path, nb) + comment_problems(nb) + order_problems("\n".join(cells)) + exercise_problems(nb)
+    text = "\n".join(s for s, _ in sources(nb))
+    return name_problems(path, nb) + comment_problems(nb) + order_problems(text) + exercise_problems(nb)
 
 # %% ../../nbs/kit/00_sync.ipynb #0a026ce4
 TOGETHER = dict(core=2500, toyland=3500, kit=5800, site=1600)  # toyland is mostly sentences; kit runs, judges, teaches
@@ -314,8 +314,7 @@ def notebook_problems(
 ):
     "Everything that one notebook lacks, as a list of lines."
     nb = load(path)
-    cells = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
-    out = cell_problems([c for c in cells if c.strip()])
+    out = cell_problems([s for s, _ in sources(nb) if s.strip()])
     if not all(title(nb)): out.append("the first cell needs a title (# ...) and one sentence (> ...)")
     if any(c.get("outputs") for c in nb["cells"]): out.append("outputs are committed: run slmkit sync")
     return out + (technique_problems(path, nb) if path.parent.name in TECHNIQUES else [])

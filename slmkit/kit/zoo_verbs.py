@@ -8,7 +8,7 @@ Docs: https://slmkit.github.io/slmkit/kit/zoo_verbs.html.md"""
 __all__ = ['MEND', 'folder', 'names', 'card', 'lines', 'row', 'check', 'verbs', 'compared', 'built']
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #d3eb78f4
-import json
+import json, typer
 from ..core.settings import KitError, nearest
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #9db3d2c1
@@ -73,10 +73,9 @@ def verbs(
     app, # typer.Typer
 ):
     "Add the group `zoo` to the command line."
-    import typer
     group = typer.Typer(no_args_is_help=True, help="The small models that ship with slmkit.")
     app.add_typer(group, name="zoo")
-    _list(group); _card(group, typer); _verify(group, typer); _build(group, typer)
+    _list(group); _card(group); _verify(group); _build(group)
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #0d9af28e
 def _list(group):
@@ -92,17 +91,16 @@ def _list(group):
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #a9cbf8dd
 def compared(
     name, # zoo name
-    n=100, # questions a probe
 ):
-    "Lines `ability: measured now (the card's)`, asked anew with other questions."
+    "Lines `ability: measured now (the card's)`, asked anew with 100 other questions a probe."
     from slmkit.core.abilities import abilities
     from slmkit.core.zoo import load_model
     c = card(name)
-    found = abilities(*load_model(name, device="cpu", kind=c.get("kind", "seq2seq")), n=n, seed=1)
+    found = abilities(*load_model(name, device="cpu", kind=c.get("kind", "seq2seq")), n=100, seed=1)
     return [f"{k}: {v:.2f} (card: {c['abilities'].get(k, float('nan')):.2f})" for k, v in found.items()]
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #6f433d75
-def _card(group, typer):
+def _card(group):
     @group.command("card", epilog="Examples: slmkit zoo card t5-1m · slmkit zoo card lm-1m --measure")
     def _(name: str, json_: bool = typer.Option(False, "--json", help="As it stands in the file."),
           measure: bool = typer.Option(False, "--measure", help="Ask the abilities anew (a minute).")):
@@ -111,7 +109,7 @@ def _card(group, typer):
         typer.echo(json.dumps(card(name), indent=1) if json_ else "\n".join([name, *lines(card(name), 1)]))
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #bc076564
-def _verify(group, typer):
+def _verify(group):
     @group.command("verify", epilog="Examples: slmkit zoo verify · slmkit zoo verify t5-1m")
     def _(name: str = typer.Argument("", help="One model; all where none is named.", show_default=False)):
         "Hold the weights to the checksums of their cards; exit 2 with one line where one differs."
@@ -135,7 +133,7 @@ def built(
     return run_stage(name, stage, seed, steps, out, bar=True)[1][-1]["loss"]
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #92a057c1
-def _build(group, typer):
+def _build(group):
     @group.command("build", epilog="Examples: slmkit zoo build lm-1m --out a, slmkit zoo build --config b.toml --out c")
     def _(name: str = typer.Argument("", help="Of a recipe.", show_default=False),
           out: str = typer.Option(..., help="New folder for the model."),

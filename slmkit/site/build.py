@@ -300,8 +300,7 @@ def finish(b, old, only, urls):
 DAYS = 30
 def forget(
     cache, # folder
-    days=DAYS,
 ):
     "Remove kept runs and bodies that no build has used for a month."
     for p in Path(cache).glob("*/*"):
-        if time.time() - p.stat().st_mtime > days*86400: p.unlink()
+        if time.time() - p.stat().st_mtime > DAYS*86400: p.unlink()

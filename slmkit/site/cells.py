@@ -13,7 +13,7 @@ __all__ = ['NEVER', 'LABELS', 'ANSI', 'ADDRESS', 'FOREIGN', 'SKIPS', 'IMPORTS', 
 import ast, base64, hashlib, re
 from html import escape
 from ..core.settings import directives
-from ..kit.sync import MARKERS
+from ..kit.sync import MARKERS, bare
 from .docs import doc, symbols
 from .prose import block, prose, words
 
@@ -23,7 +23,7 @@ def source_of(
     text, # of a code cell
 ):
     "The code without directives and without the marks around solutions."
-    return re.sub(r"^#\|.*\n?", "", MARKERS.sub("", text), flags=re.M).strip("\n")
+    return bare(MARKERS.sub("", text)).strip("\n")
 
 # %% ../../nbs/site/03_cells.ipynb #f21f9782
 def hidden(

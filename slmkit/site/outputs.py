@@ -38,22 +38,20 @@ def smoke_parameters(
 DRAWING = "core/claims.py"  # plots are not among the cells that a record's hash covers
 def key(
     path, # of a notebook
-    library=None, # None = the installed slmkit
 ):
     "(32 hex digits for everything that its outputs depend on, the modules that its code reaches)."
-    found, parts = hashes_and_parts(path, dict(profile="smoke"), library)
+    found, parts = hashes_and_parts(path, dict(profile="smoke"))
     own = [s for s, _ in sources(read(path))]
     drawn = [] if path.parent.name in NO_TECHNIQUES else [entries(name_of(path)), file_hash(package_folder()/DRAWING)]
     text = json.dumps([found, own, drawn, name_of(path)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32], sorted(reached(parts, library))
+    return hashlib.sha256(text.encode()).hexdigest()[:32], sorted(reached(parts))
 
 # %% ../../nbs/site/04_outputs.ipynb #34791f8e
 def reached(
     parts, # of the code, see `slmkit.kit.codehash`
-    library=None,
 ):
     "Names of the modules that hold the parts, and of those that they import."
-    lib, out = library or Library(package_folder()), set()
+    lib, out = Library(package_folder()), set()
     for name in {p.rpartition(".")[0] for p in parts}:
         while name and not lib.get(name): name = name.rpartition(".")[0]
         m = lib.get(name) if name else None
@@ -74,10 +72,9 @@ def differs(
 # %% ../../nbs/site/04_outputs.ipynb #9e6e8e5e
 def state(
     path, modules, # of a notebook, and the modules it reaches
-    library=None,
 ):
     "One text for the contents of these files and of the ledger."
-    lib = library or Library(package_folder())
+    lib = Library(package_folder())
     base = [lib.folder.joinpath(*m.split(".")[1:]) for m in modules]
     files = [path, *(p for b in base for p in (b.with_suffix(".py"), b/"__init__.py") if p.is_file())]
     files += sorted(ledger_folder().glob(f"{path.parent.name}/{path.stem[3:]}.*.json"))

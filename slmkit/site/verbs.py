@@ -7,6 +7,9 @@ Docs: https://slmkit.github.io/slmkit/site/verbs.html.md"""
 # %% auto #0
 __all__ = ['OWN', 'told', 'build_command', 'verbs']
 
+# %% ../../nbs/site/13_verbs.ipynb #7a21b5b3
+import typer
+
 # %% ../../nbs/site/13_verbs.ipynb #7a21b5b4
 def told(
     done,  # of `slmkit.site.build.build`
@@ -36,13 +39,12 @@ def verbs(
     app, # typer.Typer
 ):
     "Add the group `site` to the command line."
-    import typer
     group = typer.Typer(no_args_is_help=True, help="The site: build, preview.")
     app.add_typer(group, name="site")
-    _build(group, typer); _preview(group, typer)
+    _build(group); _preview(group)
 
 # %% ../../nbs/site/13_verbs.ipynb #5aba244d
-def _build(group, typer):
+def _build(group):
     O = typer.Option
     @group.command("build", epilog="Examples: slmkit site build · slmkit site build --only distill/step_by_step")
     def _(out: str = O("_site", help="folder"), only: str = O("", help="one page: a technique, an address, a notebook"),
@@ -53,7 +55,7 @@ def _build(group, typer):
         raise typer.Exit(not build_command(out, only, run, own, jobs, typer.echo))
 
 # %% ../../nbs/site/13_verbs.ipynb #7a6e3254
-def _preview(group, typer):
+def _preview(group):
     O = typer.Option
     @group.command("preview", epilog="Example: slmkit site preview --only distill/step_by_step")
     def _(out: str = O("_site", help="folder"), port: int = O(8000, help="on this machine"),
