@@ -15,7 +15,7 @@ from ..kit.sync import project
 
 # %% ../../nbs/site/11_preview.ipynb #d4a13447
 WATCHED = "nbs/**/*.ipynb", "nbs/**/images/*", "slmkit/**/*.py", "slmkit/ledger/**/*.json", "slmkit/registry.json", \
-    "slmkit/site/*", "settings.ini", "_quarto.yml"
+    "slmkit/site/*", "slmkit/kit/*.js", "settings.ini", "_quarto.yml"
 def stamp(
     root, # the project
 ):
