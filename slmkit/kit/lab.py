@@ -8,14 +8,15 @@ Docs: https://slmkit.github.io/slmkit/kit/lab.html.md"""
 __all__ = ['BEGIN', 'END', 'MARKS', 'FIELDS', 'KERNEL', 'ADVICE', 'SETUP', 'PLACE', 'NOT_SHOWN', 'exercise_fields', 'Exercise',
            'exercise', 'fill', 'stub', 'mutate', 'Lab', 'exercises_of', 'read', 'technique_notebooks', 'find', 'shown',
            'run_solution', 'markdown_of', 'new_cell', 'notebook', 'file_name', 'opening', 'example', 'worth', 'around',
-           'body', 'sheet', 'write', 'build']
+           'body', 'sheet', 'build']
 
 # %% ../../nbs/kit/20_lab.ipynb #c2a66fd3
-import ast, hashlib, json, os, re, tempfile, textwrap
+import ast, hashlib, json, re, tempfile, textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.settings import KitError, directives, nearest, project_root
 from .notebooks import techniques
+from .records import whole as write
 from .sync import bare, title
 
 # %% ../../nbs/kit/20_lab.ipynb #64014ab8
@@ -334,13 +335,6 @@ def sheet(
                     f"Wrong answers that lose points (checked by `slmkit lab prove`):\n\n{wrong}"))
         out += [("code", fill(e, None)), ("code", bare(e.hidden))]
     return out
-
-# %% ../../nbs/kit/20_lab.ipynb #2611cbbb
-def write(path, text):
-    "Write text whole or not at all: a temporary file in the same folder, then a rename."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}"); part.write_text(text); os.replace(part, path)
-    return path
 
 # %% ../../nbs/kit/20_lab.ipynb #5e2b469d
 def build(

@@ -12,10 +12,11 @@ __all__ = ['MARKERS', 'FAMILIES', 'TECHNIQUES', 'NAMES', 'INITS', 'NEEDS', 'TOGE
            'work_problems', 'check', 'new', 'verbs']
 
 # %% ../../nbs/kit/00_sync.ipynb #f95e1789
-import ast, json, keyword, os, re, statistics
+import ast, json, keyword, re, statistics
 from pathlib import Path
 from ..core.settings import KitError, directives, package_folder, project_root
 from .notebooks import parameters, profiles, sources
+from .records import whole
 
 # %% ../../nbs/kit/00_sync.ipynb #47c37adc
 MARKERS = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION.*\n?", re.M)
@@ -80,11 +81,7 @@ def write(
     "Write a file where that changes it; the path if it did, else None."
     path = Path(path)
     if path.exists() and path.read_text(encoding="utf-8") == text: return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
-    return path
+    return whole(path, text)
 
 # %% ../../nbs/kit/00_sync.ipynb #6176d41c
 NAMES = dict(core="Core", toyland="Toyland", kit="Kit", site="Site", distill="Distillation", reason="Reasoning",
