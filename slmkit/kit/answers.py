@@ -18,9 +18,7 @@ TOLERANCE = dict(bfloat16=(2e-2, 2e-2), float16=(5e-3, 5e-3), float32=USUAL, com
 def _is_array(m): return isinstance(m, dict) and ("array" in m or "tensor" in m)
 
 # %% ../../nbs/kit/25_answers.ipynb #4161ea91
-def as_array(
-    m, # packed
-):
+def as_array(m): # packed
     "Packed value as (array, dtype name), or None: numbers, booleans, arrays, tensors, and lists of numbers."
     import numpy as np
     if _is_array(m): return numbers(m), str(m["dtype"])

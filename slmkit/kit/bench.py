@@ -24,9 +24,7 @@ TINY = ["import torch, transformers, datasets\nimport matplotlib.pyplot as plt",
     "for _ in range(20): x = torch.tanh(x @ x / 8)\nprint(f'{x.sum().item():.6f}')", "plt.plot(x[0]);"]
 
 # %% ../../nbs/kit/08_bench.ipynb #70e43cb8
-def tiny(
-    path, # to write
-):
+def tiny(path): # to write
     "Write the tiny notebook; gives the path."
     from nbformat.v4 import new_code_cell, new_notebook, writes
     cells = [new_code_cell('profile = "smoke"\nseed = 0', metadata=dict(tags=["parameters"])),
@@ -76,9 +74,7 @@ def by_slmkit(
 def plain(text): "Text without addresses and times."; return re.sub(r"0x[0-9a-f]+|\d+\.\d+ ?m?s\b", "", text)
 
 # %% ../../nbs/kit/08_bench.ipynb #6d24a6e7
-def texts(
-    path, # of an executed notebook
-):
+def texts(path): # of an executed notebook
     "What a notebook printed and gave, without figures, warnings, addresses and times."
     import nbformat
     out = [o for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.get("outputs", [])]
@@ -97,9 +93,7 @@ def compare(
     return len(runs)
 
 # %% ../../nbs/kit/08_bench.ipynb #458710bb
-def own_memory(
-    process, # psutil.Process
-):
+def own_memory(process): # psutil.Process
     "MB of pages that the processes below it do not share with it or each other."
     import psutil
     total = 0
@@ -161,9 +155,7 @@ def bench(
                 equal_outputs=True, **memory(), **machine())
 
 # %% ../../nbs/kit/08_bench.ipynb #ba64a945
-def planning(
-    n=10_000, # cached runs
-):
+def planning(n=10_000): # cached runs
     "Seconds to plan and resume so many cached runs."
     from slmkit.kit.records import append, whole
     folder = Path(tempfile.mkdtemp(prefix="slmkit-bench-")); path = tiny(folder/"tiny.ipynb")
@@ -201,9 +193,7 @@ def others():
     return [f"slmkit.kit.{m.name}" for m in pkgutil.iter_modules(slmkit.kit.__path__) if m.name.startswith("bench_")]
 
 # %% ../../nbs/kit/08_bench.ipynb #4844204e
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add `bench run`, and what `others` join to it, to the command line."
     import typer
     group = typer.Typer(no_args_is_help=True, help="Measure slmkit against what people use otherwise.")

@@ -111,9 +111,7 @@ def show(f, name, **numbers):
     print(json.dumps(f(name, **numbers), indent=1))
 
 # %% ../../nbs/kit/32_bench_fit.ipynb #21721248
-def join(
-    group, # typer.Typer of `slmkit bench`
-):
+def join(group): # typer.Typer of `slmkit bench`
     "Add `bench fit` and `bench seeds`."
     @group.command("fit", epilog="Examples: slmkit bench fit · slmkit bench fit t5-1m --rows 32")
     def _fit(model: str = typer.Argument("lm-1m", help="Zoo name or folder."), rows: int = 16, length: int = 32,

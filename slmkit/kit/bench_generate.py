@@ -77,9 +77,7 @@ def bench_generate(
     return dict(length=length, new=new, repeats=repeats, runs=out, hardware=hardware()) | machine()
 
 # %% ../../nbs/kit/31_bench_generate.ipynb #d75a5902
-def join(
-    group, # typer.Typer of `slmkit bench`
-):
+def join(group): # typer.Typer of `slmkit bench`
     "Add `bench generate`."
     @group.command("generate", epilog="Examples: slmkit bench generate · slmkit bench generate lm-1m --rows 1,32,128")
     def _generate(models: list[str] = typer.Argument(None, help="Zoo names or folders; lm-1m and t5-1m otherwise."),

@@ -125,9 +125,7 @@ def bench_kd(
     return shape | summary(times, mb) | dict(difference=equal) | where
 
 # %% ../../nbs/kit/30_bench_kd.ipynb #0b049830
-def join(
-    group, # typer.Typer of `slmkit bench`
-):
+def join(group): # typer.Typer of `slmkit bench`
     "Add `bench kd`."
     @group.command("kd", epilog="Examples: slmkit bench kd > kd.json · slmkit bench kd --vocab 32000 --alone")
     def _kd(tokens: int = 2048, vocab: int = 4096, student: int = typer.Option(128, help="Hidden size."),

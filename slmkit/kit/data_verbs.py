@@ -104,9 +104,7 @@ def member(
     return z.read(found[0]).decode("utf-8")
 
 # %% ../../nbs/kit/15_data_verbs.ipynb #1c872d31
-def rows_of(
-    text, # a JSON list, or JSON lines
-):
+def rows_of(text): # a JSON list, or JSON lines
     "The rows of a JSON file, whichever of the two ways it is written."
     if text.lstrip().startswith("["): return json.loads(text)
     return [json.loads(l) for l in text.splitlines() if l.strip()]
@@ -217,9 +215,7 @@ def here(
     return "fetched" if all(sums[p] in (s, fetched.get(p.name, {}).get("sha256")) for p, s in files) else "damaged"
 
 # %% ../../nbs/kit/15_data_verbs.ipynb #7e21ea11
-def marker(
-    folder, # of a set
-):
+def marker(folder): # of a set
     "What was fetched into a folder: {file name: {sha256, source, date}}; {} where nothing was."
     try: return json.loads((folder/"FETCHED").read_text())
     except (OSError, ValueError): return {}
@@ -270,17 +266,13 @@ def fetch(
     return root/entry["folder"]
 
 # %% ../../nbs/kit/15_data_verbs.ipynb #2aefc6c0
-def table(
-    root=None, # folder of sets
-):
+def table(root=None): # folder of sets
     "What `slmkit data list` prints: (name, what, licence, state) of every set."
     from slmkit.core.data import manifest
     return [(n, e["title"], e["licence"], here(e, root or target())) for n, e in manifest().items()]
 
 # %% ../../nbs/kit/15_data_verbs.ipynb #88743094
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add the group `data` to the command line."
     group = typer.Typer(no_args_is_help=True, help="Published data sets: which there are, and how to get them.")
     app.add_typer(group, name="data")

@@ -23,18 +23,14 @@ from .sync import write
 from .verdicts import rows as verdict_rows
 
 # %% ../../nbs/kit/11_field.ipynb #61e8c0d3
-def known_from(
-    text, # about a work, "(from memory)" at its end where that is so
-):
+def known_from(text): # about a work, "(from memory)" at its end where that is so
     "The text without a mark at its end, and 'memory' if it or a part of it is from memory, else 'abstract'."
     bare = re.sub(r"\s*\(from memory\)\s*(\.?)\s*$", r"\1", text or "").strip()
     return bare, "memory" if "from memory" in (text or "") else "abstract"
 
 # %% ../../nbs/kit/11_field.ipynb #fc65b277
 TEXTS = "claim", "mechanism", "paper_result"
-def entry(
-    work, # dict of the works file
-):
+def entry(work): # dict of the works file
     "One work as the registry keeps it. KitError names the work and what it lacks."
     lacks = [k for k in ("slug", "title", "folder", "family", "kind", "tier") if not work.get(k)]
     if lacks: raise KitError(f"works: {work.get('slug') or work.get('title') or 'a work'} lacks {', '.join(lacks)}")
@@ -87,9 +83,7 @@ def served(
     return [w | dict(claims=of(w["slug"])) for w in works]
 
 # %% ../../nbs/kit/11_field.ipynb #39e20a8f
-def registry(
-    root=None, # the project; None = the one around this folder, or the installed package
-):
+def registry(root=None): # the project; None = the one around this folder, or the installed package
     "The works, each with the claims that serve it: from the notebooks if they are at hand, else as shipped."
     path = registry_path(root)
     if not path.exists(): raise KitError(f"no registry at {path}: make it with slmkit field --import WORKS.jsonl")
@@ -102,9 +96,7 @@ def refresh(root=None):
     return write_registry(registry(root), registry_path(root))
 
 # %% ../../nbs/kit/11_field.ipynb #85c39454
-def obstacle(
-    work, # of `registry`
-):
+def obstacle(work): # of `registry`
     "Why no notebook serves this work; '' where one does."
     if work["claims"]: return ""
     if work["family"] == "field" or work["type"] == "survey": return "a survey: a page of the map, nothing to rebuild"
@@ -140,9 +132,7 @@ def search(
             and all(x in text(w) for x in words.lower().split())]
 
 # %% ../../nbs/kit/11_field.ipynb #fc60c198
-def details(
-    w, # work with results
-):
+def details(w): # work with results
     "Title and, folded under it, what the work says, how it works, what was measured, what stands in the way."
     mark = lambda k: " <small>(from memory, unchecked)</small>" if w["provenance"].get(k) == "memory" else ""
     names = dict(claim="Claim, in our words", mechanism="How it works", paper_result="The paper's result")
@@ -153,9 +143,7 @@ def details(
     return f"<details><summary>{escape(w['title'])}</summary>{''.join(parts)}</details>"
 
 # %% ../../nbs/kit/11_field.ipynb #fd248f31
-def found_text(
-    w, # work with results
-):
+def found_text(w): # work with results
     "What was found, with a link to the notebook's page; or what stands in the way."
     if not w["claims"]: return f"<small>{escape(w['obstacle'])}</small>"
     out = []
@@ -187,9 +175,7 @@ def controls(works):
     return f'<div class="bar">{box}{picks}</div><div class="fam">{buttons}</div><p id="n" class="soft"></p>'
 
 # %% ../../nbs/kit/11_field.ipynb #1b24474c
-def field_rows_html(
-    works, # of `field_rows`
-):
+def field_rows_html(works): # of `field_rows`
     "The table of works, what was measured first, then what has a notebook, with what its script sorts and filters by."
     works = sorted(works, key=lambda w: (not w["claims"], not set(w["outcomes"]) - {"never run"}))
     cells = [[details(w), w["family"], w["type"], w["tier"], found_text(w)] for w in works]
@@ -201,9 +187,7 @@ def field_rows_html(
     return html
 
 # %% ../../nbs/kit/11_field.ipynb #816a22ac
-def field_html(
-    works, # of `field_rows`
-):
+def field_html(works): # of `field_rows`
     "Heading, controls and table: what is inside the page. SCRIPT and STYLE belong to it."
     made = sum(bool(w["claims"]) for w in works)
     intro = (f"<h1>The field: {len(works)} works</h1><p>{made} served by a notebook here. Open a title to read more. "
@@ -250,9 +234,7 @@ def one_work(w):
                                  for r in w["results"]] + [w["obstacle"]]*(not w["claims"]))
 
 # %% ../../nbs/kit/11_field.ipynb #082d06ca
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add `field` to the command line."
     import typer
     O = typer.Option

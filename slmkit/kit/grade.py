@@ -20,18 +20,14 @@ from .sandbox import Job, Nursery
 from .student import _line, arguments, call, definitions, execute
 
 # %% ../../nbs/kit/22_grade.ipynb #32b5d156
-def stream(
-    *key, # seed, lab, function, number
-):
+def stream(*key): # seed, lab, function, number
     "A numpy generator, and a seed below 2**31 for the other random sources."
     import numpy as np
     digest = hashlib.sha256("\n".join(map(str, key)).encode()).digest()
     return np.random.default_rng(list(digest)), int.from_bytes(digest[:4], "big") >> 1
 
 # %% ../../nbs/kit/22_grade.ipynb #59ac21eb
-def base(
-    lab, # Lab
-):
+def base(lab): # Lab
     "The notebook's own helpers: (sources, whether every statement counts). No exercise, no hidden cell, no test."
     out, taken, names = [], {e.cell for e in lab.exercises}, "|".join(e.name for e in lab.exercises)
     for i, (kind, s) in enumerate(lab.cells):
@@ -42,9 +38,7 @@ def base(
     return out
 
 # %% ../../nbs/kit/22_grade.ipynb #9ec10fec
-def reference(
-    lab, # Lab
-):
+def reference(lab): # Lab
     "Namespace with the notebook's helpers and every solution. Runs the lab's own, trusted code."
     from slmkit.kit.lab import fill
     space, notes = {"__name__": "reference"}, []
@@ -117,9 +111,7 @@ def harness(
     return "\n".join(ast.get_source_segment(e.hidden, n) for n in found)
 
 # %% ../../nbs/kit/22_grade.ipynb #6b2fd85b
-def own_files(
-    lab, # Lab
-):
+def own_files(lab): # Lab
     "The library's files that hold the lab's solutions, source and compiled: covered in the jail."
     import slmkit
     family, _, name = lab.technique.partition("/")
@@ -270,9 +262,7 @@ def grade(
     with ThreadPoolExecutor(jobs) as pool: return list(pool.map(one, map(Path, paths)))
 
 # %% ../../nbs/kit/22_grade.ipynb #e6630928
-def imports_of(
-    labs, # several
-):
+def imports_of(labs): # several
     "Module names that the labs' cells import, without technique modules, which could hold what is graded."
     found = {"numpy", "torch"}
     for lab in labs:

@@ -137,9 +137,7 @@ def exercises_of(
     return out
 
 # %% ../../nbs/kit/20_lab.ipynb #244975b7
-def read(
-    path, # technique notebook
-):
+def read(path): # technique notebook
     "Read a technique notebook as a Lab. Raises KitError for what is no notebook, has no name or no exercise."
     import slmkit
     path = Path(path)
@@ -155,9 +153,7 @@ def read(
     return Lab(named[0].replace(".", "/"), *title(nb), cells, found, slmkit.__version__, digest)
 
 # %% ../../nbs/kit/20_lab.ipynb #ef4ac29e
-def technique_notebooks(
-    root=None, # the project; None = around this folder
-):
+def technique_notebooks(root=None): # the project; None = around this folder
     "Notebook of each technique by name, as `kit.notebooks` finds them. KitError where there is no project."
     if not (root or project_root()):
         raise KitError("lab: no slmkit project here: run it inside a clone, or give the path of a notebook")
@@ -175,9 +171,7 @@ def find(
     return read(there[technique])
 
 # %% ../../nbs/kit/20_lab.ipynb #3988975c
-def shown(
-    lab, # Lab
-):
+def shown(lab): # Lab
     "Numbers of the cells whose output a student is shown, by exercise: plain code before the next that uses its name."
     out = {}
     ends = [e.cell for e in lab.exercises[1:]] + [len(lab.cells)]
@@ -187,9 +181,7 @@ def shown(
     return out
 
 # %% ../../nbs/kit/20_lab.ipynb #376c08be
-def run_solution(
-    lab, # Lab
-):
+def run_solution(lab): # Lab
     "Outputs of the shown cells, by cell number: the solution is run at its default parameters up to the last of them."
     import nbformat.v4 as v4
     from nbclient import NotebookClient
@@ -203,9 +195,7 @@ def run_solution(
     return {i: nb.cells[i].outputs for i in wanted}
 
 # %% ../../nbs/kit/20_lab.ipynb #ffc48134
-def markdown_of(
-    outputs, # of one cell
-):
+def markdown_of(outputs): # of one cell
     "Outputs as markdown: a picture as a data URI, else text in a block; '' where there is nothing to show."
     parts = []
     for o in outputs:
@@ -321,9 +311,7 @@ def body(
     return [(t, s) for t, s in out if s.strip()]
 
 # %% ../../nbs/kit/20_lab.ipynb #96add04d
-def sheet(
-    lab, # Lab
-):
+def sheet(lab): # Lab
     "Cells of the instructor's sheet."
     out = [("markdown", f"# Instructor's sheet: {lab.title}\n\n"
             f"{lab.technique}, slmkit {lab.version}, source {lab.digest}. Not for students.\n\n"

@@ -14,9 +14,7 @@ from ..core.settings import KitError
 from .lab import PLACE, build, find, read, technique_notebooks, write
 
 # %% ../../nbs/kit/28_lab_verbs.ipynb #d0590760
-def private(
-    seed, # text, or @FILE
-):
+def private(seed): # text, or @FILE
     "The private seed: the text itself or what a file holds. Raises KitError for an empty one."
     try: text = Path(seed[1:]).read_text().strip() if seed.startswith("@") else seed
     except OSError as e: raise KitError(f"lab grade: the seed's file can't be read ({e})") from None
@@ -120,9 +118,7 @@ def _gradebook_verb(lab):
             typer.echo(f"wrote {write(path, results.table([r for r in rows if r['lab'] == name], name))}")
 
 # %% ../../nbs/kit/28_lab_verbs.ipynb #928a2112
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add `lab build`, `lab grade`, `lab prove`, `lab nbgrader` and `lab gradebook` to the command line."
     lab = typer.Typer(help="Labs: build, grade, prove.", no_args_is_help=True)
     app.add_typer(lab, name="lab")

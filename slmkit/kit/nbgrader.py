@@ -97,9 +97,7 @@ def export(
     return write(Path(out, "source", name, name + ".ipynb"), assignment(lab, seed))
 
 # %% ../../nbs/kit/23_nbgrader.ipynb #2152d6dc
-def gradebook(
-    path, # CSV from `nbgrader export`
-):
+def gradebook(path): # CSV from `nbgrader export`
     "Rows of nbgrader's gradebook as dicts: `student`, `id`, `lab`, `points`, `of`. Raises KitError for another file."
     try: rows = list(csv.DictReader(Path(path).open(newline="", encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError, csv.Error) as e: raise KitError(f"nbgrader: {path} can't be read ({e})")

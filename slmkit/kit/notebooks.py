@@ -20,9 +20,7 @@ from ..core.settings import KitError, nearest, directives, project_root
 def _load(path, stamp): return json.loads(Path(path).read_text(encoding="utf-8"))
 
 # %% ../../nbs/kit/01_notebooks.ipynb #2b8285b1
-def read(
-    path, # of a notebook
-):
+def read(path): # of a notebook
     "The notebook as a dict (shared: do not change it). KitError if it is missing or no notebook."
     try:
         stat = Path(path).stat()
@@ -34,9 +32,7 @@ def read(
         raise KitError(f"{path} is not a notebook (no JSON with cells): restore it, for example with git checkout")
 
 # %% ../../nbs/kit/01_notebooks.ipynb #714da91b
-def sources(
-    nb, # notebook as a dict
-):
+def sources(nb): # notebook as a dict
     "Text and tags of every code cell."
     return [("".join(c["source"]), tuple(c["metadata"].get("tags", ()))) for c in nb["cells"]
         if c["cell_type"] == "code"]
@@ -45,9 +41,7 @@ def sources(
 NO_TECHNIQUES = "core", "toyland", "kit", "site", "field" # families that hold tools and pages
 
 # %% ../../nbs/kit/01_notebooks.ipynb #52a3804b
-def techniques(
-    root=None, # the project; None = found from here
-):
+def techniques(root=None): # the project; None = found from here
     "Name -> path of every technique of the project, in order."
     root = Path(root or project_root() or "/nowhere")
     found = sorted(root.glob("nbs/*/[0-9]*_*.ipynb"))
@@ -169,9 +163,7 @@ def pairs(
     return out
 
 # %% ../../nbs/kit/01_notebooks.ipynb #2878050c
-def split_values(
-    text, # "a,b,[1,2]"
-):
+def split_values(text): # "a,b,[1,2]"
     "The values of a sweep."
     out, depth = [""], 0
     for ch in text:
@@ -181,9 +173,7 @@ def split_values(
     return out
 
 # %% ../../nbs/kit/01_notebooks.ipynb #76902755
-def grid(
-    sweeps, # dict name -> list of values
-):
+def grid(sweeps): # dict name -> list of values
     "Every combination, as dicts."
     return [dict(zip(sweeps, vs)) for vs in itertools.product(*sweeps.values())]
 
@@ -201,17 +191,13 @@ def _table(node, named):
     return node and isinstance(_plain(node), dict) and _plain(node) or {}
 
 # %% ../../nbs/kit/01_notebooks.ipynb #d059ffa7
-def settings_call(
-    tree, # ast of a cell
-):
+def settings_call(tree): # ast of a cell
     "The call of `settings` in it, or None."
     calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))
     return next((n for n in calls if n.func.id == "settings" and n.args), None)
 
 # %% ../../nbs/kit/01_notebooks.ipynb #23c1d70b
-def profiles(
-    nb, # notebook as a dict
-):
+def profiles(nb): # notebook as a dict
     "Profile -> its knobs, from the notebook's call of `settings`; what is no plain value is None."
     for source, _ in sources(nb):
         try: tree = "settings(" in source and ast.parse(source)

@@ -28,9 +28,7 @@ def best(
 
 # %% ../../nbs/kit/17_picture.ipynb #4f90e554
 TECHNIQUE = "distill/step_by_step"
-def entry_of(
-    folder=None, # of the ledger; None = the shipped one
-):
+def entry_of(folder=None): # of the ledger; None = the shipped one
     "The entry to show, its claims in the order of their declaration; None where the ledger has none."
     from slmkit.core.claims import entries
     from slmkit.kit.declared import declared
@@ -131,9 +129,7 @@ def known_values(
     return values, control, [x for x in known if x is not None]
 
 # %% ../../nbs/kit/17_picture.ipynb #86d414f8
-def draw(
-    entry, # of the ledger, or None
-):
+def draw(entry): # of the ledger, or None
     "The picture of the entry's first claim as SVG text. Without an entry it says so."
     if not entry: return nothing()
     name = next(iter(entry["claims"]))
@@ -179,9 +175,7 @@ def caption(entry, spec, v):
     return f"{label(Verdict(**v))}{there} · {v.get('n', 0)} confirm seeds, {where}"
 
 # %% ../../nbs/kit/17_picture.ipynb #07bc053c
-def sentence(
-    entry, # of the ledger, or None
-):
+def sentence(entry): # of the ledger, or None
     "The result as one plain sentence, every figure from the entry."
     from slmkit.core.judge import Verdict, label
     if not entry: return f"The ledger has no verdict on {TECHNIQUE} yet; this place shows one as soon as it has."
@@ -206,8 +200,6 @@ def for_readme(
     return re.sub(r"(\]\()([^)\s]+)\)", outside, text)
 
 # %% ../../nbs/kit/17_picture.ipynb #5494103d
-def picture_text(
-    root, # the project
-):
+def picture_text(root): # the project
     "What `nbs/images/result.svg` must hold, given the ledger of a project."
     return draw(entry_of(ledger_folder(root)))

@@ -26,17 +26,13 @@ def is_build(record):
     return record.get("seed", 0) < 100
 
 # %% ../../nbs/kit/12_report.ipynb #181e75b9
-def key(
-    record, # one line of records.jsonl
-):
+def key(record): # one line of records.jsonl
     "What the runs of one group share."
     return (record["technique"], record.get("profile"), str(short(record.get("model"))), str(short(record.get("data"))),
             record.get("hardware"), json.dumps(plain_parameters(record), sort_keys=True), is_build(record))
 
 # %% ../../nbs/kit/12_report.ipynb #20ab3fcb
-def groups(
-    records, # of a batch
-):
+def groups(records): # of a batch
     "Lists of records that differ only in the seed, technique by technique. The last run of a seed counts."
     out = {}
     for r in records: out.setdefault(key(r), {})[r["seed"]] = r
@@ -44,18 +40,14 @@ def groups(
     return [[out[k][s] for s in sorted(out[k])] for k in sorted(out, key=lambda k: order.index(k[0]))]
 
 # %% ../../nbs/kit/12_report.ipynb #ee0c7ca9
-def current(
-    records, # of a run folder
-):
+def current(records): # of a run folder
     "The records with the hashes of the last run of their group (or with none), and how many others there are."
     last = {key(r): r.get("hashes") for r in records if r.get("hashes")}
     kept = [r for r in records if not r.get("hashes") or r["hashes"] == last[key(r)]]
     return kept, len(records) - len(kept)
 
 # %% ../../nbs/kit/12_report.ipynb #73309633
-def read_batch(
-    run_dir, # folder with records.jsonl
-):
+def read_batch(run_dir): # folder with records.jsonl
     "The current records of a run folder, and remarks about what was left out. KitError where there is no record."
     if not Path(run_dir, "records.jsonl").is_file():
         raise KitError(f"{run_dir}: no records.jsonl: is it a run folder of slmkit run or confirm?")
@@ -92,9 +84,7 @@ def spread(
     return dict(mean=m, low=low, high=high, level=level)
 
 # %% ../../nbs/kit/12_report.ipynb #47354032
-def seeds_text(
-    seeds, # ints
-):
+def seeds_text(seeds): # ints
     "Seeds as short text: '0-2, 5'."
     runs = []
     for s in sorted(seeds):
@@ -118,9 +108,7 @@ def published(
                 ledger_hardware=e["hardware"])
 
 # %% ../../nbs/kit/12_report.ipynb #77e2f940
-def cost(
-    group, # records
-):
+def cost(group): # records
     "Median seconds and CPU seconds of a run, largest peak memory in MB, energy in J where the machine counted it."
     return costs(dict(runs=group))
 
@@ -166,9 +154,7 @@ def arm_rows(
     return [dict(arm=k, n=len(values(k))) | spread(dict(kind="effect"), values(k)) for k in names if values(k)]
 
 # %% ../../nbs/kit/12_report.ipynb #57c346f5
-def traceback_of(
-    notebook, # path of an executed notebook
-):
+def traceback_of(notebook): # path of an executed notebook
     "The last error of the notebook as plain text, at most 8,000 characters; '' where there is none or no notebook."
     try: cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError): return ""
@@ -189,9 +175,7 @@ def failures(
     return out
 
 # %% ../../nbs/kit/12_report.ipynb #f358410e
-def totals(
-    records, # of a batch
-):
+def totals(records): # of a batch
     "Runs, techniques, how runs ended, summed seconds and CPU seconds, largest peak memory."
     runs = [r for g in groups(records) for r in g]
     add = lambda k: round(sum(r.get(k) or 0 for r in runs), 1)
@@ -201,9 +185,7 @@ def totals(
                 failed=dict(ended), seconds=add("seconds"), cpu_seconds=add("cpu_seconds"), peak_mb=peak)
 
 # %% ../../nbs/kit/12_report.ipynb #f5001b40
-def environment(
-    records, # of a batch
-):
+def environment(records): # of a batch
     "What the runs ran on: every value of commit, date, hardware class and versions that occurs."
     many = lambda vs: ", ".join(sorted({str(v) for v in vs if v}))
     out = {k: many(r.get(k) for r in records) for k in ("commit", "date", "hardware")}
@@ -211,9 +193,7 @@ def environment(
     return out | {n: many((r.get("versions") or {}).get(n) for r in records) for n in names}
 
 # %% ../../nbs/kit/12_report.ipynb #7734f37d
-def ledger_text(
-    row, # of `claim_rows`
-):
+def ledger_text(row): # of `claim_rows`
     "The ledger's verdict with its interval, or that there is none."
     if not row.get("ledger_label"): return "nothing published"
     numbers = result({k: row["ledger_" + k] for k in ("mean", "low", "high")})
@@ -227,9 +207,7 @@ def mine_text(row):
 
 # %% ../../nbs/kit/12_report.ipynb #e1578f59
 HEADS = "claim", "outcome", "this batch", "control", "ledger", "paper", "seconds"
-def text_cells(
-    row, # of `claim_rows`
-):
+def text_cells(row): # of `claim_rows`
     "The cells of a line as plain text, in the order of HEADS."
     seconds = "–" if row.get("seconds") is None else f"{row['seconds']:g}"
     where = " ".join(str(row[k]) for k in ("technique", "profile", "model", "data") if row[k])
@@ -272,9 +250,7 @@ def write(
     return write_text(run_dir/"report.html", html(title, records, rows, failed, changes, before, left_out))
 
 # %% ../../nbs/kit/12_report.ipynb #cb449876
-def newest(
-    runs=None, # folder of run folders; None = the settings' own
-):
+def newest(runs=None): # folder of run folders; None = the settings' own
     "The run folder whose records changed last. KitError where there is none."
     runs = Path(runs or kit_settings()["runs"])
     found = sorted(runs.glob("*/records.jsonl"), key=lambda p: p.stat().st_mtime)
@@ -282,9 +258,7 @@ def newest(
     return found[-1].parent
 
 # %% ../../nbs/kit/12_report.ipynb #a19a58b1
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add `report` to the command line."
     import typer
     @app.command("report", epilog="Examples: slmkit report · slmkit report runs/today · slmkit report "

@@ -35,17 +35,13 @@ def summary(
     return f'<ul class="facts">{items}</ul><p>{counts}</p>'
 
 # %% ../../nbs/kit/18_report_page.ipynb #06cc6b75
-def outcome_tag(
-    label, # of a row
-):
+def outcome_tag(label): # of a row
     "The outcome as a coloured word; the small print (scale, stale) stays in it."
     return tag(next((o for o in OUTCOMES if label.startswith(o)), ""), label)
 
 # %% ../../nbs/kit/18_report_page.ipynb #a1222776
 HEADS = "Claim", "Outcome", "This batch", "Control", "Ledger", "Paper"
-def claim_cells(
-    r, # of `claim_rows`
-):
+def claim_cells(r): # of `claim_rows`
     "The cells of one claim as HTML."
     where = " · ".join(escape(str(r[k])) for k in ("profile", "model", "data") if r[k])
     link = f'<a href="#{anchor(r["technique"])}">{escape(r["technique"])}</a>'
@@ -70,9 +66,7 @@ def svg(
     return "<figure>" + re.sub(r"^.*?<svg", mark, out.getvalue(), count=1, flags=re.S) + "</figure>"
 
 # %% ../../nbs/kit/18_report_page.ipynb #07e0f5bf
-def links(
-    group, # records
-):
+def links(group): # records
     "A link to the executed notebook of each run, red words where it failed."
     link = lambda r: f'<a href="{quote(str(r["notebook"]))}">seed {r["seed"]}</a>'
     one = lambda r: link(r) if r.get("notebook") else f'seed {r["seed"]}'
@@ -118,18 +112,14 @@ def sections(
     return "".join(out)
 
 # %% ../../nbs/kit/18_report_page.ipynb #00bb029c
-def cost_text(
-    row, # of `claim_rows`
-):
+def cost_text(row): # of `claim_rows`
     "What one run cost, as text."
     parts = [(row.get("seconds"), "s a run"), (row.get("cpu_seconds"), "CPU s"),
              (row.get("peak_mb"), "MB at the peak"), (row.get("energy_j"), "J")]
     return ", ".join(f"{v:g} {unit}" for v, unit in parts if v is not None)
 
 # %% ../../nbs/kit/18_report_page.ipynb #111e7cf7
-def failure(
-    f, # one of `failures`
-):
+def failure(f): # one of `failures`
     "A failed run: what and why in a line, the traceback folded under it."
     why = str(f["error"] or f["status"] or "failed").strip().splitlines()[0]
     said = escape(f"{f['profile']} seed {f['seed']}: {f['status']}, {why}")

@@ -27,9 +27,7 @@ def libc(name, *args):
     if getattr(_libc, name)(*args) < 0: raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 # %% ../../nbs/kit/21_sandbox.ipynb #c107cfc3
-def separate(
-    kinds, # of CLONE
-):
+def separate(kinds): # of CLONE
     "Leave the shared worlds. With `user`, this process keeps its id and gains rights inside the new worlds only."
     uid, gid = os.getuid(), os.getgid()
     libc("unshare", sum(CLONE[k] for k in kinds))
@@ -39,9 +37,7 @@ def separate(
     if "files" in kinds: libc("mount", "none", "/", None, 0x4000 | 0x40000, None)  # MS_REC|MS_PRIVATE: keep it inside
 
 # %% ../../nbs/kit/21_sandbox.ipynb #511c6b01
-def tried(
-    *calls, # functions
-):
+def tried(*calls): # functions
     "Whether all calls succeed in a forked child, which is thrown away."
     pid = os.fork()
     if pid: return os.waitpid(pid, 0)[1] == 0
@@ -146,9 +142,7 @@ def _rss(pid):
     except (OSError, IndexError): return 0
 
 # %% ../../nbs/kit/21_sandbox.ipynb #3f048514
-def family(
-    pid, # of the child
-):
+def family(pid): # of the child
     "The child and all that descend from it."
     import psutil
     try: return [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
@@ -331,9 +325,7 @@ def end(self: Job):
     return report
 
 # %% ../../nbs/kit/21_sandbox.ipynb #3f291ab5
-def isolation(
-    plan, # of a Nursery
-):
+def isolation(plan): # of a Nursery
     "Two lists of lines: what student code is kept from on this machine, and what not."
     has = plan["kinds"].__contains__
     files = "files: sees only Python, libraries and an empty box of 64 MB"

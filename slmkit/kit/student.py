@@ -17,9 +17,7 @@ class Refused(Exception):
     "What the child says to the student in words of its own, without a class name."
 
 # %% ../../nbs/kit/24_student.ipynb #b15e56f5
-def sources(
-    raw, # bytes of a file
-):
+def sources(raw): # bytes of a file
     "Code cells of a notebook of nbformat 2-5. Raises Refused for what is not a notebook."
     try: nb = json.loads(raw.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as e: raise Refused(f"this file is not a notebook ({e})"[:200]) from None
@@ -107,9 +105,7 @@ class _Empty(types.ModuleType):
         return own
 
 # %% ../../nbs/kit/24_student.ipynb #e31b4a4f
-def poison(
-    module, # dotted name
-):
+def poison(module): # dotted name
     "Put an empty module in a module's place, before any student code runs."
     sys.modules[module] = empty = _Empty(module)
     parent, _, name = module.rpartition(".")
@@ -157,9 +153,7 @@ class Capped:
     def isatty(self): return False
 
 # %% ../../nbs/kit/24_student.ipynb #536ab56b
-def load(
-    job, # dict: name, raw, base, others, poison, harness
-):
+def load(job): # dict: name, raw, base, others, poison, harness
     "Namespace of one graded function and notes. The notebook's own helpers first, then the student's code over them."
     for m in job["poison"]: poison(m)
     space = {"__name__": "student", "__builtins__": __builtins__}
@@ -183,9 +177,7 @@ def _harness(job, space):
     return own["call"]
 
 # %% ../../nbs/kit/24_student.ipynb #c6508cbc
-def where(
-    e, # exception
-):
+def where(e): # exception
     "Where in the student's cells an exception came from: `code cell 3, line 2: return a + b`."
     frames = [f for f in traceback.extract_tb(e.__traceback__) if f.filename.startswith("<code cell")]
     return f"{frames[-1].filename.strip('<>')}, line {frames[-1].lineno}: {frames[-1].line}"[:200] if frames else ""

@@ -20,9 +20,7 @@ from .records import whole
 
 # %% ../../nbs/kit/00_sync.ipynb #47c37adc
 MARKERS = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION.*\n?", re.M)
-def strip_markers(
-    cell, # nbdev's cell, changed in place
-):
+def strip_markers(cell): # nbdev's cell, changed in place
     "Export processor: remove solution marks and the directives of labs from a code cell."
     if cell.cell_type != "code": return
     cell.source = MARKERS.sub("", re.sub(r"^#\| (exercise|hint):.*\n", "", cell.source, flags=re.M))
@@ -38,18 +36,14 @@ senses""".split()
 TECHNIQUES = FAMILIES[4:]
 
 # %% ../../nbs/kit/00_sync.ipynb #49481f0f
-def project(
-    root=None, # a project's folder; None = the one around this folder
-):
+def project(root=None): # a project's folder; None = the one around this folder
     "The project's folder as a Path. KitError where there is none."
     root = root or project_root()
     if not root: raise KitError("no slmkit project here: run this inside a clone (a folder with settings.ini and nbs/)")
     return Path(root)
 
 # %% ../../nbs/kit/00_sync.ipynb #2778df69
-def notebooks(
-    root, # the project
-):
+def notebooks(root): # the project
     "All notebooks of the project, index first, then family by family in the order of their numbers."
     found = Path(root, "nbs").rglob("*.ipynb")
     shown = [p for p in found if not any(part[0] in "._" for part in p.relative_to(root).parts)]
@@ -57,17 +51,13 @@ def notebooks(
     return sorted(shown, key=lambda p: (family(p), p.stem != "index", p.name))
 
 # %% ../../nbs/kit/00_sync.ipynb #7ebd5120
-def load(
-    path, # of a notebook
-):
+def load(path): # of a notebook
     "The notebook as a dict. KitError where it is none."
     try: return json.loads(Path(path).read_text())
     except (OSError, ValueError) as e: raise KitError(f"{path} is no notebook ({e}): repair it or restore it") from None
 
 # %% ../../nbs/kit/00_sync.ipynb #acf8712a
-def title(
-    nb, # notebook as a dict
-):
+def title(nb): # notebook as a dict
     "Title and one-sentence claim: the first heading and the first quote of the first cell."
     lines = "".join(nb["cells"][0]["source"]).splitlines() if nb["cells"] else []
     first = lambda mark: next((l[len(mark):].strip() for l in lines if l.startswith(mark)), "")
@@ -87,9 +77,7 @@ def write(
 NAMES = dict(core="Core", toyland="Toyland", kit="Kit", site="Site", distill="Distillation", reason="Reasoning",
     adapt="Adaptation", compress="Compression", infer="Inference", synth="Synthetic data", pretrain="Pretraining",
     align="Alignment", retrieve="Retrieval", judge="Judging", agents="Agents", senses="Other senses")
-def sidebar(
-    root, # the project
-):
+def sidebar(root): # the project
     "`nbs/sidebar.yml`: the site's sidebar by family, techniques first, read by Quarto through `metadata-files`."
     groups = {f: [] for f in ["", *TECHNIQUES, *FAMILIES]}
     for p in notebooks(root):
@@ -102,9 +90,7 @@ def sidebar(
     return "\n".join(out) + "\n"
 
 # %% ../../nbs/kit/00_sync.ipynb #1e89b476
-def readme(
-    nb, # the index notebook as a dict
-):
+def readme(nb): # the index notebook as a dict
     "README text: the index's markdown, and its code cells as blocks unless they carry a directive that hides them."
     out = ["<!-- made by `slmkit sync` from nbs/index.ipynb: edit that -->"]
     for c in nb["cells"]:
@@ -115,9 +101,7 @@ def readme(
     return "\n\n".join(out) + "\n"
 
 # %% ../../nbs/kit/00_sync.ipynb #1d107383
-def texts(
-    root, # the project
-):
+def texts(root): # the project
     "Write sidebar, `nbs/_quarto.yml`, picture and README; gives the paths that changed, None for those that didn't."
     from slmkit.kit.picture import PLACE, for_readme, picture_text
     index, site, out = Path(root, "nbs/index.ipynb"), Path(root, "_quarto.yml"), []
@@ -129,9 +113,7 @@ def texts(
     return out
 
 # %% ../../nbs/kit/00_sync.ipynb #8c78a3c3
-def clean(
-    path, # of a notebook
-):
+def clean(path): # of a notebook
     "Strip outputs and editor metadata, keeping papermill's tags; the path if that changed it, else None."
     from nbdev.clean import clean_nb
     from fastcore.nbio import nb2str, read_nb
@@ -144,17 +126,13 @@ def clean(
 
 # %% ../../nbs/kit/00_sync.ipynb #b7ed7354
 INITS = {"core": "from slmkit.core.settings import install_hook\ninstall_hook()\n"}
-def packages(
-    root, # the project
-):
+def packages(root): # the project
     "Write the `__init__.py` of every family that has notebooks."
     for family in {p.parent.name for p in notebooks(root)} & set(FAMILIES):
         write(Path(root, "slmkit", family, "__init__.py"), INITS.get(family, ""))
 
 # %% ../../nbs/kit/00_sync.ipynb #ab4fa225
-def modules(
-    root, # the project
-):
+def modules(root): # the project
     "Export every notebook to its module and index them; gives the paths that changed."
     from fastcore.xtras import working_directory
     from nbdev.doclinks import _build_modidx
@@ -167,9 +145,7 @@ def modules(
     return [p for p in sorted(Path(root, "slmkit").rglob("*.py")) if before.get(p) != p.read_bytes()]
 
 # %% ../../nbs/kit/00_sync.ipynb #0ae22331
-def sync(
-    root=None, # the project; None = the one around this folder
-):
+def sync(root=None): # the project; None = the one around this folder
     "Regenerate library, sidebar, `_quarto.yml` copy, README and registry; gives the list of changed paths."
     from slmkit.kit.field import refresh
     root = project(root)
@@ -179,9 +155,7 @@ def sync(
     return [p for p in changed if p]
 
 # %% ../../nbs/kit/00_sync.ipynb #02cd06c8
-def code_lines(
-    source, # Python source
-):
+def code_lines(source): # Python source
     "Lines of code, without blanks, comments and docstrings."
     text = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str)
     docs = {l for n in ast.walk(ast.parse(source)) if text(n) for l in range(n.lineno, n.end_lineno + 1)}
@@ -195,9 +169,7 @@ def quote(text, most=40):
     return f"`{line.strip()[:most]}{'...' if len(line.strip()) > most else ''}`"
 
 # %% ../../nbs/kit/00_sync.ipynb #bcea6f20
-def cell_problems(
-    cells, # sources of the code cells
-):
+def cell_problems(cells): # sources of the code cells
     "What is too long: cells over 25 lines, a median over 5, a 90th percentile over 15, lines over 120 characters."
     rows = lambda c: sum(bool(l.strip()) for l in c.splitlines())
     n = sorted(map(rows, cells)) or [0]
@@ -219,9 +191,7 @@ NEEDS = {
 }
 
 # %% ../../nbs/kit/00_sync.ipynb #a0d92518
-def order_problems(
-    text, # of all code cells
-):
+def order_problems(text): # of all code cells
     "What of NEEDS is missing, and a claim that is declared after its experiment."
     text = re.sub(r"^(from|import) .*", "", text, flags=re.M)  # an import is no use
     out = [say for need, say in NEEDS.items() if need not in text]
@@ -229,9 +199,7 @@ def order_problems(
     return out + ["a result is recorded before the claim is declared: declare it first"]*late
 
 # %% ../../nbs/kit/00_sync.ipynb #2f1a6cdd
-def exercise_problems(
-    nb, # notebook as a dict
-):
+def exercise_problems(nb): # notebook as a dict
     "Exercises without a visible test, a hint or three mutants."
     from slmkit.kit.lab import exercises_of
     try: found = exercises_of([(c["cell_type"], "".join(c["source"])) for c in nb["cells"]], "an exercise")
@@ -257,9 +225,7 @@ def name_problems(
     return out + [f"the profile table has no {p}" for p in ("smoke", "cpu") if profiles(nb) and p not in profiles(nb)]
 
 # %% ../../nbs/kit/00_sync.ipynb #f90f2632
-def comment_problems(
-    nb, # notebook as a dict
-):
+def comment_problems(nb): # notebook as a dict
     "Lines of the parameters cell that papermill can't read, because their comment holds an equals sign."
     tagged = [s for s, tags in sources(nb) if "parameters" in tags]
     lines = [l for s in tagged for l in s.splitlines() if "=" in l.partition("#")[2]]
@@ -276,9 +242,7 @@ def technique_problems(
 
 # %% ../../nbs/kit/00_sync.ipynb #0a026ce4
 TOGETHER = dict(core=2500, toyland=3500, kit=5800, site=1600)  # toyland is mostly sentences; kit runs, judges, teaches
-def module_problems(
-    root, # the project
-):
+def module_problems(root): # the project
     "Modules over budget: techniques 150 lines of code, the others 300 each and as `TOGETHER` says in all."
     paths = (p for p in sorted(Path(root, "slmkit").rglob("*.py")) if p.name != "_modidx.py")
     sizes = {p.relative_to(root).as_posix(): code_lines(p.read_text()) for p in paths}
@@ -290,9 +254,7 @@ def module_problems(
     return out
 
 # %% ../../nbs/kit/00_sync.ipynb #1e4deedb
-def stray_problems(
-    root, # the project
-):
+def stray_problems(root): # the project
     "Modules whose notebook is gone, and techniques without a module."
     out = []
     for p in sorted(Path(root, "slmkit").glob("*/*.py")):
@@ -306,9 +268,7 @@ def stray_problems(
     return out
 
 # %% ../../nbs/kit/00_sync.ipynb #dbdb102c
-def notebook_problems(
-    path, # of the notebook
-):
+def notebook_problems(path): # of the notebook
     "Everything that one notebook lacks, as a list of lines."
     nb = load(path)
     out = cell_problems([s for s, _ in sources(nb) if s.strip()])
@@ -317,9 +277,7 @@ def notebook_problems(
     return out + (technique_problems(path, nb) if path.parent.name in TECHNIQUES else [])
 
 # %% ../../nbs/kit/00_sync.ipynb #708ede89
-def work_problems(
-    root, # the project
-):
+def work_problems(root): # the project
     "A claim whose work is not in the registry."
     from slmkit.kit.field import registry
     try: registry(root)
@@ -327,9 +285,7 @@ def work_problems(
     return []
 
 # %% ../../nbs/kit/00_sync.ipynb #b0c36111
-def check(
-    root=None, # the project
-):
+def check(root=None): # the project
     "All breaches of the contract as lines `file: what`; an empty list is a pass."
     root = project(root)
     out = [f"{p.relative_to(root).as_posix()}: {f}" for p in notebooks(root) for f in notebook_problems(p)]
@@ -354,9 +310,7 @@ def new(
     return write(Path(root, "nbs", family, f"{number:02d}_{name}.ipynb"), text)
 
 # %% ../../nbs/kit/00_sync.ipynb #270e267e
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add `sync`, `check` and `new` to the command line."
     import typer
     @app.command("sync", epilog="Example: slmkit sync")

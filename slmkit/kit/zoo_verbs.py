@@ -19,9 +19,7 @@ def names():
     return sorted(p.name for p in folder().glob("*") if p.is_dir() and not p.name.startswith((".", "_")))
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #82d0cb74
-def card(
-    name, # zoo name
-):
+def card(name): # zoo name
     "The card of a model as a dict. KitError in one line where there is no such model or its card is damaged."
     if name not in names(): raise KitError(f"no zoo model {name!r}{nearest(name, names())}")
     path = folder()/name/"card.json"
@@ -43,9 +41,7 @@ def lines(
     return out
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #0271827c
-def row(
-    name, # zoo name
-):
+def row(name): # zoo name
     "(name, parameters, MB, what) of a model, or what is wrong with it in place of the last."
     weights = folder()/name/"model.safetensors"
     size = f"{weights.stat().st_size/1e6:.1f}" if weights.is_file() else "-"
@@ -55,9 +51,7 @@ def row(
     return name, f"{n/1e6:.2f} M" if isinstance(n, (int, float)) else "-", size, str(c.get("what", c.get("title", "")))
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #12782f9a
-def check(
-    name="", # of one model; "" = all
-):
+def check(name=""): # of one model; "" = all
     "Hold the weights to the checksums of their cards; gives the names. KitError for the first that differs."
     from slmkit.core import zoo
     wanted = [name] if name else names()
@@ -69,9 +63,7 @@ def check(
     return wanted
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #c61b7d6f
-def verbs(
-    app, # typer.Typer
-):
+def verbs(app): # typer.Typer
     "Add the group `zoo` to the command line."
     group = typer.Typer(no_args_is_help=True, help="The small models that ship with slmkit.")
     app.add_typer(group, name="zoo")
@@ -89,9 +81,7 @@ def _list(group):
         Console(highlight=False).print(t)
 
 # %% ../../nbs/kit/16_zoo_verbs.ipynb #a9cbf8dd
-def compared(
-    name, # zoo name
-):
+def compared(name): # zoo name
     "Lines `ability: measured now (the card's)`, asked anew with 100 other questions a probe."
     from slmkit.core.abilities import abilities
     from slmkit.core.zoo import load_model
