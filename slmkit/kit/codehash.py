@@ -62,7 +62,6 @@ def _text(node):
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 # %% ../../nbs/kit/02_codehash.ipynb #910270b6
-@lru_cache(maxsize=1 << 15)
 def refs(node): # ast statement
     "What it refers to: global names, (name, attribute) pairs, all attributes, short strings, imports inside it."
     walk = list(ast.walk(node))
@@ -203,13 +202,15 @@ def enter_imports(self: Walk, m):
         self.enter(f"{module}.{there}")
 
 # %% ../../nbs/kit/02_codehash.ipynb #813e0b6e
+_known_refs = lru_cache(maxsize=1 << 15)(refs)  # the library's pieces stay; a notebook is parsed anew each time
+
 @patch
 def take(self: Walk, m, name, node):
     "Count one statement of a module."
     tree, seen = digest(normal(node)), self.parts[f"{m.full}.{name}"]
     if tree in seen: return
     seen.add(tree)
-    self.follow(m, refs(node))
+    self.follow(m, _known_refs(node))
 
 # %% ../../nbs/kit/02_codehash.ipynb #88c8d653
 @patch
