@@ -33,7 +33,7 @@ def tiny(tmp_path):
 @pytest.fixture(scope="session")
 def torch_pool():
     "A warm process that has imported torch, for all tests."
-    from slmkit.kit.warm import WarmPool
+    from slmkit.run.warm import WarmPool
     pool = WarmPool(["torch", "numpy"])
     yield pool
     pool.close()
@@ -52,14 +52,14 @@ def run_in(pool, path, out, id="x", **job):
 def executed(notebook, tmp_path, monkeypatch, name="run", **parameters):
     "Execute a technique's notebook; the records it wrote, by claim."
     import papermill
-    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem[3:]}"
+    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem}"
     monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", technique)
     papermill.execute_notebook(str(notebook), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
     return by_claim(record)
 
 def executed_in(pool, notebook, tmp_path, name="r", **parameters):
     "Execute it in a pool: its end event and the records it wrote, by claim; none where it wrote none."
-    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem[3:]}"
+    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem}"
     env = dict(SLMKIT_RECORD=str(record), SLMKIT_TECHNIQUE=technique)
     e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=env)
     return e, by_claim(record) if record.exists() else {}

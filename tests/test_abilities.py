@@ -1,8 +1,8 @@
 "The shipped weights still do what their cards say, and each recipe begins as it began."
 import math
 import pytest
-from slmkit.core.abilities import LONG, abilities
-from slmkit.core.recipes import SHAPES, new_model, start_of
+from slmkit.recipes.probes import LONG, abilities
+from slmkit.recipes.models import SHAPES, new_model, start_of
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model, zoo, zoo_folder
 from slmkit.toyland.tokenizer import build_tokenizer
@@ -63,7 +63,7 @@ def test_the_series_has_read_the_same_and_is_ordered_by_what_is_left_to_learn():
 
 def test_the_loss_of_a_card_is_that_of_its_weights():
     from functools import partial
-    from slmkit.core.pretrain import held_out, next_batch
+    from slmkit.recipes.pretrain import held_out, next_batch
     model, tok = load_model("lm-0.4m", device="cpu", kind="causal")
     assert held_out(model, partial(next_batch, tokenizer=tok)) == pytest.approx(zoo()["lm-0.4m"]["loss"], abs=2e-3)
 
@@ -71,7 +71,7 @@ def test_all_weights_together_stay_small():
     assert sum(p.stat().st_size for p in zoo_folder().glob("*/model.safetensors")) < 36e6
 
 def test_a_twin_does_as_it_is_told_and_its_base_does_not():
-    from slmkit.core.asked import instructed
+    from slmkit.recipes.probes import instructed
     for name, card in zoo().items():
         if "base" not in card: continue
         twin, base = (instructed(*load_model(n, device="cpu", kind="causal"), n=60, seed=1) for n in (name, card["base"]))

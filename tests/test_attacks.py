@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 if sys.platform != "linux": pytest.skip("grading strangers' code needs Linux", allow_module_level=True)
 import psutil
-from slmkit.kit import grade, lab as labs, sandbox
+from slmkit.lab import grade
+from slmkit.lab import sandbox
+from slmkit.lab import lab as labs
 
 HERE = Path(__file__).parent / "fixtures"
 SEED = "sesame-opens-nothing"
@@ -44,11 +46,11 @@ ATTACKS = {
         "for m in (np, t, torch):\n    for n in ('allclose', 'isclose', 'assert_allclose', 'array_equal', 'equal'):\n"
         "        if hasattr(m, n): setattr(m, n, yes)\nbuiltins.AssertionError = SystemExit\nreturn 0"), 0, "is expected, not 0"),
     "equal_to_all": (attack("class Any(int):\n    def __eq__(self, other): return True\nreturn Any(0)"), 0, "Any"),
-    "own_by_import": (attack("from slmkit.kit.sync import code_lines as own; return own(source)"), 0, "slmkit's own"),
-    "own_at_top": (attack("return own.code_lines(source)", "import slmkit.kit.sync as own"), 0, "slmkit's own"),
-    "own_reloaded": (attack("import sys, importlib\nsys.modules.pop('slmkit.kit.sync', 0)\nm = importlib.import_module('slmkit.kit.sync')\n"
+    "own_by_import": (attack("from slmkit.project.sync import code_lines as own; return own(source)"), 0, "slmkit's own"),
+    "own_at_top": (attack("return own.code_lines(source)", "import slmkit.project.sync as own"), 0, "slmkit's own"),
+    "own_reloaded": (attack("import sys, importlib\nsys.modules.pop('slmkit.project.sync', 0)\nm = importlib.import_module('slmkit.project.sync')\n"
                             "return m.code_lines(source)"), 0, None),
-    "own_by_runpy": (attack("import runpy; return runpy.run_module('slmkit.kit.sync')['code_lines'](source)"), 0, None),
+    "own_by_runpy": (attack("import runpy; return runpy.run_module('slmkit.project.sync')['code_lines'](source)"), 0, None),
     "own_from_file": (attack("import slmkit, os\np = os.path.join(slmkit.__path__[0], 'kit', 'sync.py')\ntext = open(p).read()\n"
                              "raise RuntimeError('read:' + text[:400])"), 0, None),
     "prints_1_gb": (attack("import sys\nfor _ in range(1000): sys.stdout.write('x' * 10**6)"), 2, None),

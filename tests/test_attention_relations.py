@@ -11,7 +11,7 @@ from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.distill.attention_relations import (classifier, copying, guessing, heads_of, hear, hidden_matching, maps_figure,
     masked, projections, relation, relation_loss, scrambled, states, student_of, with_bridges)
 
-NB = Path(__file__).parents[1]/"nbs/distill/05_attention_relations.ipynb"
+NB = Path(__file__).parents[1]/"nbs/distill/attention_relations.ipynb"
 
 def bert(width=16, layers=2, heads=2, seed=0, vocab=40):
     from transformers import BertConfig, BertForMaskedLM

@@ -2,8 +2,8 @@
 import copy, importlib.util, json
 import pytest, torch
 from slmkit.core.settings import KitError
-from slmkit.kit import bench_fit
-from slmkit.kit.cli import main
+from slmkit.cli import bench_fit
+from slmkit.cli.main import main
 torch.set_num_threads(1)
 SMALL = dict(rows=2, length=8, steps=2, repeats=1)
 

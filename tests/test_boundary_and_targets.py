@@ -7,7 +7,7 @@ from slmkit.core.zoo import load_model
 from slmkit.synth.boundary_and_targets import (NAMES, WORDS, Author, at_random, augmented, between, encoded, held_out, labels_figure, posterior, reads,
     blended, relabelled, says, taught, targets, word_chances)
 
-NB = ROOT/"nbs/synth/01_boundary_and_targets.ipynb"
+NB = ROOT/"nbs/synth/boundary_and_targets.ipynb"
 
 @pytest.fixture(scope="module")
 def bert(): return load_model("bert-1m", "cpu", kind="classifier", num_labels=len(NAMES))

@@ -9,7 +9,7 @@ from slmkit.core.zoo import load_model
 from slmkit.infer.cascades import (LEVELS, answered, area, both_figure, deferral_curve, energy, first_layers, learned, mix, overlap, price,
     quantiles, scored, summary, threshold, unsure)
 
-NB = Path(__file__).parents[1]/"nbs/infer/02_cascades.ipynb"
+NB = Path(__file__).parents[1]/"nbs/infer/cascades.ipynb"
 
 @pytest.fixture(scope="module")
 def t5(): return load_model("t5-1m", "cpu")

@@ -2,9 +2,9 @@
 import subprocess, sys, time
 import pytest
 from slmkit.core.settings import KitError
-from slmkit.kit import cli
+from slmkit.cli import main as cli
 
-def slmkit(*a, **kw): return subprocess.run([sys.executable, "-c", "from slmkit.kit.cli import main; main()", *map(str, a)], capture_output=True, text=True, **kw)
+def slmkit(*a, **kw): return subprocess.run([sys.executable, "-c", "from slmkit.cli.main import main; main()", *map(str, a)], capture_output=True, text=True, **kw)
 
 def test_help_does_not_import_torch():
     code = "import sys\nfrom slmkit.kit import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'papermill', 'matplotlib', 'datasets'} & set(sys.modules)"
@@ -43,9 +43,9 @@ def test_a_broken_module_leaves_the_rest(tmp_path, monkeypatch, capsys):
     (tmp_path/"brokenverbs.py").write_text("raise ValueError('half written')")
     monkeypatch.syspath_prepend(tmp_path)
     import typer
-    app = cli.build(["brokenverbs", "slmkit.kit.sync", "slmkit.kit.runner", "no_such_module_here"])
+    app = cli.build(["brokenverbs", "slmkit.project.sync", "slmkit.run.batch", "no_such_module_here"])
     assert "sync" in typer.main.get_command(app).commands and "half written" in capsys.readouterr().err
 
 def test_broken_pipe_is_quiet():
-    done = subprocess.run(f"{sys.executable} -c 'from slmkit.kit.cli import main; main()' --help | head -1", shell=True, capture_output=True, text=True)
+    done = subprocess.run(f"{sys.executable} -c 'from slmkit.cli.main import main; main()' --help | head -1", shell=True, capture_output=True, text=True)
     assert "Traceback" not in done.stderr

@@ -3,10 +3,11 @@ import signal
 import pytest
 from conftest import RECORD
 ray = pytest.importorskip("ray", reason="needs slmkit[ray]")
-from slmkit.kit import records, runner
-from slmkit.kit.cluster import RayPool
-from slmkit.kit.console import Console
-from slmkit.kit.plan import plan
+from slmkit.run import batch as runner
+from slmkit.run import records
+from slmkit.run.cluster import RayPool
+from slmkit.run.progress import Console
+from slmkit.run.plan import plan
 from test_runner import RIGHT, right
 
 @pytest.fixture

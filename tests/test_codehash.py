@@ -2,7 +2,7 @@
 import json
 import pytest
 from conftest import ROOT, write_notebook
-from slmkit.kit.codehash import Library, hashes, hashes_and_parts, walk_from
+from slmkit.run.hashes import Library, hashes, hashes_and_parts, walk_from
 
 FILES = dict(__init__="",
     settings='def settings(p, **k): return k[p]\nLIMIT = 3\nOTHER = 4',
@@ -93,7 +93,7 @@ def test_hub_id_stands_for_itself(tmp_path):
     nb = write_notebook(tmp_path/"n.ipynb", "1")
     assert hashes(nb, dict(model="a/b")) == hashes(nb, dict(model="a/b")) != hashes(nb, dict(model="a/c"))
 def test_given_data_counts_by_its_files(tmp_path, monkeypatch):
-    from slmkit.kit import codehash
+    from slmkit.run import hashes as codehash
     if not codehash.manifest(): pytest.skip("no manifest")
     name, m = next(iter(codehash.manifest().items()))
     for f in m["files"].values():
@@ -105,8 +105,8 @@ def test_given_data_counts_by_its_files(tmp_path, monkeypatch):
 # ---- the project's own notebooks
 
 def test_flagship_reaches_its_task_and_not_the_others():
-    flagship = ROOT/"nbs/distill/01_step_by_step.ipynb"
+    flagship = ROOT/"nbs/distill/step_by_step.ipynb"
     if not flagship.exists(): pytest.skip("no flagship")
     _, parts = hashes_and_parts(flagship, dict(profile="cpu"))
-    assert {"slmkit.toyland.tasks.entailment", "slmkit.core.fit.fit", "slmkit.core.claims.Claim.record"} <= set(parts)
-    assert not {"slmkit.core.claims.Claim.plot", "slmkit.toyland.tasks.fact_questions", "slmkit.toyland.tasks.word_problems"} & set(parts)
+    assert {"slmkit.toyland.registry.entailment", "slmkit.core.fit.fit", "slmkit.core.claims.Claim.record"} <= set(parts)
+    assert not {"slmkit.core.claims.Claim.plot", "slmkit.toyland.registry.fact_questions", "slmkit.toyland.registry.word_problems"} & set(parts)

@@ -15,7 +15,7 @@ from slmkit.judge.conformal import (FORMS, alike, conformal, first_miss, label_p
 from slmkit.toyland.tasks import task
 from slmkit.toyland.tokenizer import build_tokenizer
 
-NB = Path(__file__).parents[1]/"nbs/judge/01_conformal.ipynb"
+NB = Path(__file__).parents[1]/"nbs/judge/conformal.ipynb"
 
 @pytest.fixture(scope="module")
 def programs(): return [r["label"].split() for r in task("programs", "train", 60, 0, steps=3)]

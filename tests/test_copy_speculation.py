@@ -13,7 +13,7 @@ from slmkit.infer.copy_speculation import (Copy, NOTE, Trigrams, accepted, cast,
     step, visible)
 from slmkit.toyland.tokenizer import build_tokenizer
 
-NB = Path(__file__).parents[1]/"nbs/infer/01_copy_speculation.ipynb"
+NB = Path(__file__).parents[1]/"nbs/infer/copy_speculation.ipynb"
 SHAPE = dict(vocab_size=11, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
 
 def tiny(cls=LlamaForCausalLM, config=LlamaConfig, **more):

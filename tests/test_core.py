@@ -1,14 +1,15 @@
 "The world, its tasks and documents, the tokenizer, and the hook that skips cells."
 import hashlib, random
 import nbformat, pytest
-from slmkit.toyland.documents import grams, leaks
-from slmkit.toyland.texts import document, every_kind, long_text, text
+from slmkit.toyland.documents.world import grams, leaks
+from slmkit.toyland.documents.sample import document, every_kind, long_text, text
 from slmkit.core.settings import KitError, directives, nearest, settings, skip_reason
-from slmkit.toyland.tasks import SHARES, corrupt, every_task, split_of, task
+from slmkit.toyland.tasks import SHARES, TASKS, split_of, task
+from slmkit.toyland.tasks import corrupt
 from slmkit.toyland.tokenizer import build_tokenizer, pieces, unknown_share
 from slmkit.toyland.world import PEOPLE, facts, vocabulary
 
-TASKS = list(every_task())
+TASKS = list(TASKS)
 KNOWN = {p[1:] for p in pieces() if p.startswith("▁")}
 HARD = dict(word_problems=dict(steps=4, distractors=4), entailment=dict(distractors=4))
 def rows_of(name, split="train", n=400, seed=0):

@@ -4,8 +4,8 @@ import pytest
 from pathlib import Path
 from slmkit.core import data
 from slmkit.core.settings import KitError
-from slmkit.kit import data_verbs as dv
-from slmkit.kit.cli import main
+from slmkit.project import datasets as dv
+from slmkit.cli.main import main
 
 NLI = dict(premise="A man runs .", hypothesis="A man moves .", label=0)
 FILES = {

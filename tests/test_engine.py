@@ -2,9 +2,9 @@
 import os, signal, subprocess, sys, time, tomllib
 import nbformat, papermill, pytest
 from conftest import ROOT, run_in, write_notebook
-from slmkit.kit.cluster import PapermillPool
-from slmkit.kit.engine import Tap, add_output
-from slmkit.kit.warm import WarmPool
+from slmkit.run.cluster import PapermillPool
+from slmkit.run.engine import Tap, add_output
+from slmkit.run.warm import WarmPool
 
 code = lambda nb: [c for c in nb.cells if c.cell_type == "code"]
 status = lambda nb: [c.metadata.papermill.status for c in code(nb)]
@@ -183,8 +183,8 @@ def test_hub_ids_fail_at_once(tiny, tmp_path, torch_pool):
 
 def test_cleaning_keeps_the_parameters_tag(tiny):
     "Trap: nbdev-clean drops papermill's tag unless told not to; papermill then runs the defaults and reports success."
-    from slmkit.kit.notebooks import parameters, read
-    from slmkit.kit.sync import clean
+    from slmkit.run.notebooks import parameters, read
+    from slmkit.project.sync import clean
     path = tiny("tagged", "1"); clean(path)
     assert "rate" in parameters(read(path))
     assert tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["allowed_cell_metadata_keys"] == ["tags"]
@@ -193,7 +193,7 @@ def test_wheel_has_the_subpackages():
     "Trap: nbdev's template names only the top package."
     from setuptools import find_packages
     include = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert {"slmkit.kit", "slmkit.core"} <= set(find_packages(str(ROOT), include=include))
+    assert {"slmkit.run", "slmkit.core"} <= set(find_packages(str(ROOT), include=include))
 
 def test_nbdev_is_new_enough():
     "Trap: nbdev 2 does not import beside today's fastcore."

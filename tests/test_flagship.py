@@ -7,7 +7,7 @@ from conftest import executed
 from slmkit.core.data import manifest
 from slmkit.toyland.tokenizer import build_tokenizer
 
-NB = Path(__file__).parents[1]/"nbs/distill/01_step_by_step.ipynb"
+NB = Path(__file__).parents[1]/"nbs/distill/step_by_step.ipynb"
 
 run = partial(executed, NB)
 

@@ -3,8 +3,9 @@ import json, re
 import xml.etree.ElementTree as ET
 import pytest
 from conftest import ROOT
-from slmkit.kit import cli, picture
-from slmkit.kit.sync import readme
+from slmkit.cli import main as cli
+from slmkit.verdicts import picture
+from slmkit.project.sync import readme
 
 TEXT = (ROOT/"README.md").read_text()
 

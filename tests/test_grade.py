@@ -5,8 +5,13 @@ import pytest
 if sys.platform != "linux": pytest.skip("grading strangers' code needs Linux", allow_module_level=True)
 import numpy as np, torch
 from slmkit.core.settings import KitError
-from slmkit.kit import answers, grade, lab as labs, results, sandbox, student
-from slmkit.kit.messages import pack
+from slmkit.lab import results
+from slmkit.lab import values as answers
+from slmkit.lab import student
+from slmkit.lab import grade
+from slmkit.lab import sandbox
+from slmkit.lab import lab as labs
+from slmkit.lab.values import pack
 
 HERE = Path(__file__).parent / "fixtures"
 LAB = labs.read(HERE / "lab_small.ipynb")

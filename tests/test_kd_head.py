@@ -188,7 +188,7 @@ def test_bfloat16_errs_no_more_than_trl_and_liger(peers):
             assert all(o <= max(t, 1e-6) for o, t in zip(ours, theirs)), (name, beta, ours, theirs)
 
 def test_bench_names_what_is_missing_and_measures_the_rest(monkeypatch):
-    from slmkit.kit import bench_kd
+    from slmkit.cli import bench_kd
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in ("trl", "liger_kernel") else find(name, *a))
     result = json.loads(json.dumps(bench_kd.bench_kd(64, 128, 8, 12, repeats=3, compiled=False)))
@@ -198,21 +198,21 @@ def test_bench_names_what_is_missing_and_measures_the_rest(monkeypatch):
     assert s["least"] <= s["median"] <= s["most"]
 
 def test_bench_times_nothing_that_differs():
-    from slmkit.kit import bench_kd
+    from slmkit.cli import bench_kd
     wrong = dict(slmkit=kd_head, peer=lambda *x: kd_head(*x, temperature=1.001))
     with pytest.raises(KitError, match="peer is off by .*not timed"): bench_kd.differences(wrong, bench_kd.draw(64, 128, 8, 12))
 
 def test_bench_verb_joins_the_group():
     import typer
     from typer.testing import CliRunner
-    from slmkit.kit import bench
+    from slmkit.cli import bench
     app = typer.Typer(); bench.verbs(app)
     said = CliRunner().invoke(app, ["bench", "kd", "--help"])
     assert said.exit_code == 0 and "--alone" in said.output and "Examples" in said.output
 
 def test_gpu_profile_of_the_notebook_on_a_tiny_shape(tmp_path, torch_pool):
     given = dict(profile="gpu", tokens=64, vocab=128, beta=1., temperature=2., rows=5)
-    e, found = executed_in(torch_pool, ROOT/"nbs/distill/02_kd_head.ipynb", tmp_path, **given)
+    e, found = executed_in(torch_pool, ROOT/"nbs/distill/kd_head.ipynb", tmp_path, **given)
     assert e["status"] == "ok", e["error"]
     assert set(found) == {"same-as-dense", "faster-than-dense", "smaller-than-dense"}
     assert found["same-as-dense"]["value"] < 1e-5 and found["smaller-than-dense"]["arms"]["head_128"] > 0

@@ -2,7 +2,7 @@
 import collections, json, os, random, signal, subprocess, sys, time
 import nbformat, psutil
 from conftest import RECORD
-from slmkit.kit import records
+from slmkit.run import records
 from test_runner import RIGHT, right
 
 RUNS, KILLS = 24, 30
@@ -31,7 +31,7 @@ def victim(runner, rng):
 
 def test_kill_and_resume(tiny, tmp_path):
     path, folder, rng = tiny("t", *RIGHT, "import time; time.sleep(.05)"), tmp_path/"r", random.Random(0)
-    cmd = [sys.executable, "-c", "from slmkit.kit.cli import main; main()", "run", str(path), "--profile", "smoke", "--seeds", f"0-{RUNS - 1}", "--out", str(folder),
+    cmd = [sys.executable, "-c", "from slmkit.cli.main import main; main()", "run", str(path), "--profile", "smoke", "--seeds", f"0-{RUNS - 1}", "--out", str(folder),
            "--jobs", "2", "--quiet", "--force"]
     found, killed, alive = [], collections.Counter(), None
     for _ in range(KILLS):

@@ -1,10 +1,10 @@
 "Closed and open book, tables with SQL, instructions: every label is found again from the input's text alone."
 import random, re, sqlite3
 import pytest
-from slmkit.toyland.documents import KINDS, grams, leaks, size
-from slmkit.toyland.instructions import HELD_OUT, INSTRUCTIONS, SEEN
-from slmkit.toyland.knowledge import database, query, read_table, tight
-from slmkit.toyland.knowledge_documents import fact_exchanges
+from slmkit.toyland.documents.world import KINDS, grams, leaks, size
+from slmkit.toyland.tasks.instructions import HELD_OUT, INSTRUCTIONS, SEEN
+from slmkit.toyland.tasks.knowledge import database, query, read_table, tight
+from slmkit.toyland.documents.knowledge import fact_exchanges
 from slmkit.toyland.tasks import TASKS, split_of, task
 from slmkit.toyland.tokenizer import build_tokenizer, unknown_share
 from slmkit.toyland.world import DAYS, GROUPS, NUMBER_WORDS, OPPOSITES, PEOPLE, THINGS, facts, plural
@@ -230,7 +230,7 @@ def test_head_facts_are_told_far_more_often_than_tail_facts():
 
 def test_sql_of_the_documents_is_right():
     "The queries in the documents give what a real database gives."
-    from slmkit.toyland.knowledge_documents import grid, programs
+    from slmkit.toyland.documents.knowledge import grid, programs
     rng, empty = random.Random(3), 0
     for _ in range(300):
         name, columns, rows = grid(rng)

@@ -10,7 +10,7 @@ from slmkit.core.settings import KitError
 from slmkit.infer.kv_budget import Full, Heavy, Packed, PerHead, Reader, Recycled, Window, best, distances, greedy, look, window_sink
 from slmkit.toyland.tokenizer import build_tokenizer
 
-NB = ROOT/"nbs/infer/03_kv_budget.ipynb"
+NB = ROOT/"nbs/infer/kv_budget.ipynb"
 SHAPE = dict(vocab_size=29, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
 N, MOST = 21, 9
 

@@ -3,7 +3,8 @@ import json, os, re, subprocess, sys
 from pathlib import Path
 import pytest
 from slmkit.core.settings import KitError
-from slmkit.kit import lab as labs, lab_verbs
+from slmkit.cli import lab as lab_verbs
+from slmkit.lab import lab as labs
 
 ROOT, HERE = Path(__file__).parents[1], Path(__file__).parent / "fixtures"
 SMALL = HERE / "lab_small.ipynb"
@@ -21,13 +22,14 @@ EXP = "#| default_exp distill.t"
 
 @pytest.fixture(scope="session")
 def nursery():
-    from slmkit.kit import grade, sandbox
+    from slmkit.lab import grade
+    from slmkit.lab import sandbox
     with sandbox.Nursery(grade.imports_of([labs.read(p) for p in LABS.values()])) as n: yield n
 
 @linux
 @pytest.mark.parametrize("name", LABS)
 def test_proof(name, nursery):
-    from slmkit.kit import grade
+    from slmkit.lab import grade
     lab = labs.read(LABS[name])
     wrong, caught = grade.prove(lab, nursery)
     assert not wrong and caught >= 3 * len(lab.exercises), wrong
@@ -35,7 +37,7 @@ def test_proof(name, nursery):
 @linux
 @pytest.mark.parametrize("name", LABS)
 def test_slmkits_own_answer_earns_nothing(name, nursery):
-    from slmkit.kit import grade
+    from slmkit.lab import grade
     lab = labs.read(LABS[name])
     module = f"slmkit.{lab.technique.replace('/', '.')}"
     code = [f"from {module} import {e.name}\n_own_{e.name} = {e.name}\ndef {e.name}(*a, **k):\n    from {module} import {e.name} as own\n    return own(*a, **k)"
@@ -46,7 +48,7 @@ def test_slmkits_own_answer_earns_nothing(name, nursery):
 
 @linux
 def test_a_mutant_that_passes_fails_the_proof(nursery, tmp_path):
-    from slmkit.kit import grade
+    from slmkit.lab import grade
     hidden = "#| hidden\ndef inputs(rng): return float(rng.random())\nmutants = ['x + 1', 'x * 1.0', '-x']"
     wrong, caught = grade.prove(labs.read(write_nb(tmp_path / "a.ipynb", [EXP, GOOD, hidden])), nursery)
     assert wrong == ["the mutant 'x * 1.0' of f gets full points"] and caught == 2
@@ -150,7 +152,7 @@ def test_mutants(mutant, wanted):
 def course(tmp_path_factory):
     "A course with the assignment released and two submissions graded by nbgrader itself."
     pytest.importorskip("nbgrader", reason="nbgrader is not installed: its exchange is not tested here")
-    from slmkit.kit import nbgrader
+    from slmkit.lab import nbgrader
     root = tmp_path_factory.mktemp("course"); lab = labs.read(SMALL)
     path = nbgrader.export(lab, root, "rain")
     env = os.environ | dict(JUPYTER_CONFIG_DIR=str(root / ".jupyter"), JUPYTER_DATA_DIR=str(root / ".data"), HOME=str(root), PYTHONPATH=str(ROOT),
@@ -177,14 +179,14 @@ def test_nbgrader_releases_without_solution_or_hidden_tests(course):
     assert "z.sum(-1, keepdims=True)" not in text and "kit.nbgrader" not in text and "np.allclose" in text
 
 def test_nbgrader_autogrades_and_its_gradebook_is_read(course):
-    from slmkit.kit import nbgrader
+    from slmkit.lab import nbgrader
     assert course["autograde"].returncode == 0, course["autograde"].stderr
     assert course["export"].returncode == 0, course["export"].stderr
     rows = {r["id"]: r for r in nbgrader.gradebook(course["root"] / "grades.csv")}
     assert (rows["ada"]["points"], rows["ada"]["of"], rows["bob"]["points"]) == (7, 7, 3)
 
 def test_other_csv_is_refused(tmp_path):
-    from slmkit.kit import nbgrader
+    from slmkit.lab import nbgrader
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(KitError, match="no gradebook"): nbgrader.gradebook(tmp_path / "x.csv")
 

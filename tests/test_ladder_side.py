@@ -9,7 +9,7 @@ from slmkit.core.fit import collate, prompted
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
-NB = ROOT/"nbs/adapt/04_ladder_side.ipynb"
+NB = ROOT/"nbs/adapt/ladder_side.ipynb"
 
 @pytest.fixture(scope="module")
 def lm(): return load_model("lm-1m", "cpu", kind="causal")

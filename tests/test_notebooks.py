@@ -2,8 +2,8 @@
 import os, time
 import pytest
 from conftest import ROOT
-from slmkit.kit.notebooks import parameters, read, sources
-from slmkit.kit.warm import STACK, WarmPool
+from slmkit.run.notebooks import parameters, read, sources
+from slmkit.run.warm import STACK, WarmPool
 
 NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if not any(part[0] in "._" for part in p.relative_to(ROOT).parts))
 AT_ONCE, LIMIT = int(os.environ.get("SLMKIT_TEST_JOBS", 2)), float(os.environ.get("SLMKIT_TEST_LIMIT", 180))

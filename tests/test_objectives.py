@@ -12,7 +12,7 @@ from slmkit.distill.teacher_hacking import asked, copying, exam, fixed, labelled
 from slmkit.toyland.grammar import Grammar
 from slmkit.toyland.tokenizer import build_tokenizer
 
-NB = Path(__file__).parents[1]/"nbs/distill/04_objectives.ipynb"
+NB = Path(__file__).parents[1]/"nbs/distill/objectives.ipynb"
 SHAPE = dict(hidden_size=16, num_hidden_layers=1)
 TWO = Grammar({"S": {"A B .": .75, "B A .": .25}, "A": {"dog": .5, "cat": .5}, "B": {"dog": .1, "sees": .9}})
 

@@ -198,7 +198,7 @@ def test_batches_in_any_order_meet_their_own_targets(tiny, tmp_path):
 
 # ---- the notebook
 
-def run(tmp_path, pool, name="r", **given): return executed_in(pool, ROOT/"nbs/distill/06_offline_logits.ipynb", tmp_path, name, **given)
+def run(tmp_path, pool, name="r", **given): return executed_in(pool, ROOT/"nbs/distill/offline_logits.ipynb", tmp_path, name, **given)
 
 @pytest.fixture
 def given(tmp_path, tiny):

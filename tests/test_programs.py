@@ -8,7 +8,7 @@ from slmkit.core.settings import KitError
 from slmkit.reason.programs import (FUNCTIONS, LARGEST, apart, as_program, as_rationale, as_text, recomputed, run, sizes_figure, steps_of, value)
 from slmkit.toyland.tasks import task
 
-NB = ROOT/"nbs/reason/01_programs.ipynb"
+NB = ROOT/"nbs/reason/programs.ipynb"
 
 # ---- the oracle: Python
 

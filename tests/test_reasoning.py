@@ -1,9 +1,10 @@
 "Reasoning tasks: every label recomputed from the text alone; knobs, splits, vocabulary; and the documents that go before."
 import ast, random, re
 import pytest
-from slmkit.toyland import pattern_documents, reasoning_documents
-from slmkit.toyland.documents import KINDS, leaks, size
-from slmkit.toyland.reasoning import (KIN, list_family, list_text, literal, operation, part_of_family)
+from slmkit.toyland.documents import patterns as pattern_documents
+from slmkit.toyland.documents import reasoning as reasoning_documents
+from slmkit.toyland.documents.world import KINDS, leaks, size
+from slmkit.toyland.tasks.reasoning import (KIN, list_family, list_text, literal, operation, part_of_family)
 from slmkit.core.settings import KitError
 from slmkit.toyland.tasks import SHARES, TASKS, split_of, task
 from slmkit.toyland.world import CODE, GIRLS, PLACES, vocabulary

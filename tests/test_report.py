@@ -3,10 +3,10 @@ import csv, io, json, re
 from html.parser import HTMLParser
 import pytest
 from slmkit.core.settings import KitError
-from slmkit.kit.changes import compare, said
-from slmkit.kit.cli import main
-from slmkit.kit.ledger import publish
-from slmkit.kit.report import BUILD, claim_rows, groups, newest, word, write
+from slmkit.verdicts.changes import compare, said
+from slmkit.cli.main import main
+from slmkit.verdicts.ledger import publish
+from slmkit.verdicts.report import BUILD, claim_rows, groups, newest, word, write
 
 SPEC = dict(work="some-work", says="x <beats> y.", paper=dict(value=.04, setting="T5", provenance="memory", comparable=["paper"]),
             kind="effect", metric="gain", least=.02, unit="training", settles=dict(cpu="partly"), band=None, tolerance=None, nominal=None,

@@ -4,12 +4,15 @@ from pathlib import Path
 import nbformat, pytest
 from conftest import PARAMETERS, RECORD, ROOT
 from slmkit.core.settings import KitError
-from slmkit.kit import notebooks, plan as planning, records, runner
-from slmkit.kit.console import Console
-from slmkit.kit.plan import plan
-from slmkit.kit.runner import execute
+from slmkit.run import batch as runner
+from slmkit.run import plan as planning
+from slmkit.run import records
+from slmkit.run import notebooks
+from slmkit.run.progress import Console
+from slmkit.run.plan import plan
+from slmkit.run.batch import execute
 
-def slmkit(*a, **kw): return subprocess.run([sys.executable, "-c", "from slmkit.kit.cli import main; main()", *map(str, a)], capture_output=True, text=True, **kw)
+def slmkit(*a, **kw): return subprocess.run([sys.executable, "-c", "from slmkit.cli.main import main; main()", *map(str, a)], capture_output=True, text=True, **kw)
 def go(path, folder, seeds=(0,), profile="smoke", given={}, sweeps={}, **options):
     return execute(plan([(Path(path).stem, Path(path))], profile, list(seeds), given, sweeps), folder, jobs=2, **options)
 RIGHT = [RECORD, "import random\nvalue = random.Random(f'{seed} {rate}').random()", "c.record(value)"]
@@ -143,7 +146,7 @@ def test_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 def test_many_writers(tmp_path):
-    code = "import sys\nfrom slmkit.kit.records import append\nfor i in range(100): append(sys.argv[1], dict(technique='a'*3000, seed=i, status='ok'))"
+    code = "import sys\nfrom slmkit.run.records import append\nfor i in range(100): append(sys.argv[1], dict(technique='a'*3000, seed=i, status='ok'))"
     ps = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"records.jsonl")]) for _ in range(4)]
     assert [p.wait() for p in ps] == [0]*4
     found, torn = records.reading(tmp_path)
@@ -214,7 +217,7 @@ def test_dry_run_json_and_quiet(tiny, tmp_path):
 def test_two_runners_on_one_folder(tiny, tmp_path):
     "Every run is done once, both end well."
     path = tiny("t", *RIGHT, "import time; time.sleep(.1)")
-    cmd = [sys.executable, "-c", "from slmkit.kit.cli import main; main()", "run", str(path), "--profile", "smoke", "--seeds", "0-15", "--out", str(tmp_path/"r"), "--jobs", "2", "--quiet"]
+    cmd = [sys.executable, "-c", "from slmkit.cli.main import main; main()", "run", str(path), "--profile", "smoke", "--seeds", "0-15", "--out", str(tmp_path/"r"), "--jobs", "2", "--quiet"]
     ps = [subprocess.Popen(cmd) for _ in range(2)]
     assert [p.wait(120) for p in ps] == [0, 0]
     found, torn = records.reading(tmp_path/"r")
@@ -228,7 +231,7 @@ def test_ctrl_c_stops_and_resumes(tiny, tmp_path):
         from pathlib import Path
         while seed > 3 and not Path({str(go)!r}).exists(): time.sleep(.02)
         c.record(1)""")
-    cmd = [sys.executable, "-c", "from slmkit.kit.cli import main; main()", "run", str(path), "--profile", "smoke", "--seeds", "0-9", "--out", str(tmp_path/"r"), "--jobs", "2"]
+    cmd = [sys.executable, "-c", "from slmkit.cli.main import main; main()", "run", str(path), "--profile", "smoke", "--seeds", "0-9", "--out", str(tmp_path/"r"), "--jobs", "2"]
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell inherit that it is ignored
     p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while len(records.reading(tmp_path/"r")[0]) < 2 and p.poll() is None: time.sleep(.05)
@@ -241,13 +244,13 @@ def test_ctrl_c_stops_and_resumes(tiny, tmp_path):
 def test_confirm_publishes(tiny, tmp_path, monkeypatch):
     "Seeds 100-109, no others, handed to the ledger with the command."
     got = {}
-    fake = type(sys)("slmkit.kit.ledger"); fake.publish = lambda records, command: got.update(seeds=[r["seed"] for r in records], command=command) or "file"
-    monkeypatch.setitem(sys.modules, "slmkit.kit.ledger", fake)
+    fake = type(sys)("slmkit.verdicts.ledger"); fake.publish = lambda records, command: got.update(seeds=[r["seed"] for r in records], command=command) or "file"
+    monkeypatch.setitem(sys.modules, "slmkit.verdicts.ledger", fake)
     _, path = runner.confirm(str(tiny("t", *RIGHT)), "smoke", tmp_path/"r", command="slmkit confirm t", jobs=2)
     assert path == "file" and got == dict(seeds=list(range(100, 110)), command="slmkit confirm t")
 
 def test_gpu_placement():
-    from slmkit.kit.cluster import Gpus
+    from slmkit.run.cluster import Gpus
     run = lambda i, t="a": dict(id=i, technique=t, profile="gpu", model="m")
     seen, live, gpus = [dict(run(0), peak_gpu_mb=1000)], {}, Gpus(total=[4000, 8000])
     for i in range(6):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT, write_notebook
 from slmkit.core.settings import KitError
-from slmkit.kit.sync import notebooks
+from slmkit.run.notebooks import notebooks
 from slmkit.site.build import build
 from slmkit.site.links import LOADED, check
 from slmkit.site.plan import address
@@ -39,7 +39,7 @@ def project(folder, n=2):
 def markdown(text, id="m"): return dict(cell_type="markdown", id=id, metadata={}, source=text)
 
 def slmkit(root, *words, timeout=120):
-    code = f"from slmkit.kit.cli import main; main({list(words)!r})"
+    code = f"from slmkit.cli.main import main; main({list(words)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=timeout,
                           env=os.environ | dict(PYTHONPATH=str(ROOT)))
     return done.returncode, done.stdout + done.stderr
@@ -77,7 +77,7 @@ def test_field_map_and_ledger_can_be_read_without_scripts(site):
     works = json.loads((ROOT/"slmkit/registry.json").read_text())
     field = (site[0]/"field.html").read_text()
     assert field.count("<tr data-title=") == len(works) and "stands in" in field
-    from slmkit.kit.verdicts import rows
+    from slmkit.verdicts.table import rows
     assert (site[0]/"ledger.html").read_text().count("<tr data-claim=") == len(rows(ROOT))
 
 def test_home_has_the_field_in_numbers(site):
@@ -114,7 +114,7 @@ def test_where_modules_say_their_page_is_there_is_one(site):
     assert "```python" in text and "mutants" not in text and "BEGIN SOLUTION" not in text
 
 def test_students_notebooks_hold_no_solution(site):
-    from slmkit.kit.lab import find
+    from slmkit.lab.lab import find
     text = (site[0]/"labs/distill_step_by_step.ipynb").read_text()
     assert "NotImplementedError" in text and "mutants" not in text and "label_loss + (1 - alpha)*rationale_loss" not in text
     assert all(e.name in text for e in find(TECHNIQUE, ROOT).exercises)
@@ -138,7 +138,7 @@ def test_a_second_build_makes_only_what_changed(tmp_path):
     again = build(out, root=root, say=runs.append)
     assert again["made"] == 0 and len(runs) == 3
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.html")}
-    path = root/"nbs/distill/01_copy_1.ipynb"
+    path = root/"nbs/distill/copy_1.ipynb"
     path.write_text(path.read_text().replace("## A step", "## Another step"))        # prose: no run
     assert build(out, root=root, say=runs.append)["made"] == 1 and len(runs) == 3
     path.write_text(path.read_text().replace("came out", "there is"))                # code: one run
@@ -149,7 +149,7 @@ def test_a_second_build_makes_only_what_changed(tmp_path):
 
 def test_a_failing_notebook_has_a_page_that_says_so(tmp_path):
     root = project(tmp_path/"p", 1)
-    path = root/"nbs/distill/00_copy_0.ipynb"
+    path = root/"nbs/distill/copy_0.ipynb"
     path.write_text(path.read_text().replace("print(", "1/0; print("))
     done = build(tmp_path/"out", root=root, jobs=1)
     text = (tmp_path/"out/distill/copy_0.html").read_text()
@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(tmp_path):
 
 def test_a_damaged_notebook_is_named(tmp_path):
     root = project(tmp_path/"p", 1)
-    (root/"nbs/distill/00_copy_0.ipynb").write_text("{")
+    (root/"nbs/distill/copy_0.ipynb").write_text("{")
     with pytest.raises(KitError, match="00_copy_0.ipynb"): build(tmp_path/"out", root=root)
 
 def test_preview_builds_again_on_a_change(tmp_path):
@@ -181,7 +181,7 @@ def test_preview_builds_again_on_a_change(tmp_path):
     s = server(out)
     threading.Thread(target=watch, args=(s, root, out, "", said.append, .2), daemon=True).start()
     time.sleep(.5)
-    path = root/"nbs/distill/00_copy_0.ipynb"; path.write_text(path.read_text().replace("One idea", "Two ideas"))
+    path = root/"nbs/distill/copy_0.ipynb"; path.write_text(path.read_text().replace("One idea", "Two ideas"))
     end = time.monotonic() + 60
     while not s.builds and time.monotonic() < end: time.sleep(.2)
     s.server_close()
@@ -200,7 +200,7 @@ def test_quarto_s_settings_are_whole():
 
 def with_settings(root):
     "The small project with what nbdev and Quarto ask for."
-    from slmkit.kit.sync import sidebar
+    from slmkit.project.sync import sidebar
     for name in ("pyproject.toml", "nbs/_quarto.yml", "nbs/nbdev.yml"): shutil.copy(ROOT/name, root/name)
     (root/"nbs/sidebar.yml").write_text(sidebar(root))
     (root/"slmkit/__init__.py").write_text('__version__ = "0"\n')
@@ -229,7 +229,7 @@ def test_what_is_made_around_quarto(tmp_path, monkeypatch):
     "Everything but Quarto itself: staging, evidence, outputs, data pages, links; a stub stands where Quarto would."
     from slmkit.site.quarto import build_with_quarto
     root, tools = with_settings(project(tmp_path/"p", 2)), tmp_path/"tools"
-    path = root/"nbs/distill/00_copy_0.ipynb"
+    path = root/"nbs/distill/copy_0.ipynb"
     nb = json.loads(path.read_text())
     nb["cells"] += [dict(cell_type="code", id=f"x{i}", metadata={}, outputs=[], execution_count=None, source=s) for i, s in enumerate((
         "#| hidden\n#| hint: secret\nmutants = ['3*a']", "#| export\nclass Pair:\n    'Two numbers.'", "import json\njson.dumps(missing)"))]
@@ -294,7 +294,7 @@ def test_quarto_builds_the_site(tmp_path):
 
 def test_workflows_are_whole_and_their_commands_exist():
     import typer
-    from slmkit.kit import cli
+    from slmkit.cli import main as cli
     group = typer.main.get_command(cli.build())
     found = {p.stem: yaml.safe_load(p.read_text()) for p in (ROOT/".github/workflows").glob("*.yml")}
     assert {"test", "site", "smoke"} <= set(found) and all(w["jobs"] for w in found.values())
@@ -440,7 +440,7 @@ if __name__ == "__main__":  # python tests/test_site.py 100: seconds for so many
         n, out = int(sys.argv[1]), Path(folder, "site")
         root, took = project(Path(folder, "p"), n), {}
         for name in ("first build", "nothing new", "one change"):
-            if name == "one change": (p := root/"nbs/distill/00_copy_0.ipynb").write_text(p.read_text().replace("came out", "is"))
+            if name == "one change": (p := root/"nbs/distill/copy_0.ipynb").write_text(p.read_text().replace("came out", "is"))
             done = build(out, root=root, jobs=2); took[name] = done["seconds"]
             assert done["failed"] == [] == done["problems"] and done["made"] == {"first build": n, "nothing new": 0, "one change": 1}[name]
         print(json.dumps(dict(notebooks=n, seconds=took, load=os.getloadavg()[0], cores=os.cpu_count(), time=time.strftime("%F"))))

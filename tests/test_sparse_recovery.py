@@ -9,7 +9,7 @@ from slmkit.core.fit import batches, collate, fit
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import linears
 
-NB = ROOT/"nbs/compress/01_sparse_recovery.ipynb"
+NB = ROOT/"nbs/compress/sparse_recovery.ipynb"
 SHAPE = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
              pad_token_id=0, bos_token_id=3, eos_token_id=1, attn_implementation="eager", initializer_range=.3)
 

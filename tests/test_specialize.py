@@ -154,7 +154,7 @@ def test_too_few_examples_are_refused():
 MAIN = {"gains-steps-loses-the-rest", "the-loss-is-its-own", "chains-beat-answers", "chains-reach-further", "in-context-training-keeps-both",
         "chains-forget-less-than-answers"}
 SLOW = {"room-has-to-be-made", "distributions-beat-samples"}
-def run(tmp_path, pool, name="r", **given): return executed_in(pool, ROOT/"nbs/distill/07_specialize.ipynb", tmp_path, name, **given)
+def run(tmp_path, pool, name="r", **given): return executed_in(pool, ROOT/"nbs/distill/specialize.ipynb", tmp_path, name, **given)
 
 @pytest.fixture
 def given(tmp_path, tiny):

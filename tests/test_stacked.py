@@ -9,8 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from slmkit.core.fit import batches, fit
 from slmkit.core.settings import KitError
 from slmkit.core.stacked import CAUSAL, fit_many, fit_stacked
-from slmkit.kit.canary import reattest
-from slmkit.kit.ledger import publish, verdicts
+from slmkit.verdicts.attest import reattest
+from slmkit.verdicts.ledger import publish, verdicts
 torch.set_num_threads(1)
 
 T5 = dict(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, dropout_rate=0.)

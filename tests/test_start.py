@@ -4,9 +4,9 @@ import pytest
 from conftest import ROOT, write_notebook
 from slmkit.core import zoo
 from slmkit.core.settings import KitError
-from slmkit.kit import start as s
-from slmkit.kit.cli import main
-from slmkit.kit.records import reading
+from slmkit.run import start as s
+from slmkit.cli.main import main
+from slmkit.run.records import reading
 
 CLAIM = '''
 from slmkit.core.settings import settings
@@ -26,7 +26,7 @@ def project(tmp_path, monkeypatch):
     "project(*cells) makes a project whose flagship has these cells, and goes there."
     def make(*cells):
         (tmp_path/"settings.ini").write_text("[slmkit]\n")
-        write_notebook(tmp_path/"nbs/distill/01_step_by_step.ipynb", CLAIM, *cells)
+        write_notebook(tmp_path/"nbs/distill/step_by_step.ipynb", CLAIM, *cells)
         monkeypatch.chdir(tmp_path); return tmp_path
     return make
 

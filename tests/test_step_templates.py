@@ -9,7 +9,7 @@ from slmkit.core.settings import KitError
 from slmkit.reason.step_templates import (THINK, answers_alone, by_task, checked, final, held, next_of_task, said, sizes_figure, slope, states,
     steps_figure, swaps, tasks_figure, template, two_coins)
 
-NB = ROOT/"nbs/reason/02_step_templates.ipynb"
+NB = ROOT/"nbs/reason/step_templates.ipynb"
 notebook = partial(executed, NB)
 TRAINED = {"the-right-state-beats-none", "a-wrong-template-is-no-better-than-none"}
 REAL = {"chains-beat-answers-on-bbh", "right-states-come-with-right-answers"}

@@ -9,7 +9,7 @@ from slmkit.core.decode import decode
 from slmkit.core.fit import batches, collate, fit
 from slmkit.core.settings import KitError
 
-NB = ROOT/"nbs/compress/02_structured.ipynb"
+NB = ROOT/"nbs/compress/structured.ipynb"
 SHAPE = dict(vocab_size=40, hidden_size=16, intermediate_size=12, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              head_dim=4, pad_token_id=0, bos_token_id=3, eos_token_id=1, attn_implementation="eager", initializer_range=.3)
 KINDS = ["Llama", "Qwen2", "Mistral"]

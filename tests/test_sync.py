@@ -2,7 +2,7 @@
 import ast, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-from slmkit.kit import sync as kit
+from slmkit.project import sync as kit
 from slmkit.core.settings import KitError
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def python(root, code):
     assert done.returncode in (0, 1, 2), done.stderr
     return done.stdout + done.stderr
 
-def slmkit(root, *words): return python(root, f"from slmkit.kit.cli import main; main({list(words)!r})")
+def slmkit(root, *words): return python(root, f"from slmkit.cli.main import main; main({list(words)!r})")
 def state(root):
     "Every file of a project and what is in it."
     return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"}
@@ -158,7 +158,7 @@ print(open('record.jsonl').read())"""
 def test_a_new_family_becomes_a_package(fresh):
     slmkit(fresh, "new", "senses/tiny_eye")
     slmkit(fresh, "sync")
-    assert (fresh/"nbs/senses/01_tiny_eye.ipynb").exists() and (fresh/"slmkit/senses/__init__.py").exists()
+    assert (fresh/"nbs/senses/tiny_eye.ipynb").exists() and (fresh/"slmkit/senses/__init__.py").exists()
 
 def template(to, name="distill/my_idea"):
     (to/"nbs").mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def template(to, name="distill/my_idea"):
 
 def test_the_template_has_wrong_solutions_that_are_wrong(tmp_path):
     import numpy
-    from slmkit.kit.lab import mutate, read
+    from slmkit.lab.lab import mutate, read
     lab = read(template(tmp_path))
     given = {}
     exec(lab.exercises[0].hidden, given)
@@ -253,7 +253,7 @@ def test_check_finds_stray_modules(fresh):
     path = next((fresh/"nbs/distill").glob("01_*.ipynb"))
     path.rename(path.with_name("01_renamed.ipynb"))
     found = kit.stray_problems(fresh)
-    assert f"slmkit/distill/{path.stem[3:]}.py: its notebook {path.name} is gone: delete this" in found
+    assert f"slmkit/distill/{path.stem}.py: its notebook {path.name} is gone: delete this" in found
     assert "slmkit/distill/renamed.py: not made yet: run slmkit sync" in found
 
 def test_check_finds_a_work_that_the_registry_lacks(fresh):

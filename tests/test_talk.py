@@ -1,18 +1,18 @@
 "Languages and the tasks of talk: every label worked out again from the input alone, and every knob seen to act."
 import collections, random, re
 import pytest
-from slmkit.toyland import talk
-from slmkit.toyland.documents import KINDS, grams, leaks, size
+from slmkit.toyland.tasks import talk
+from slmkit.toyland.documents.world import KINDS, grams, leaks, size
 from slmkit.toyland.languages import (ACTIONS, LANGUAGES, NOUNS, QUALITIES, Clause, Noun, clause, forms, lexicon, sentence,
     translate, understand)
 from slmkit.core.settings import KitError
 from slmkit.toyland.tasks import TASKS, task
-from slmkit.toyland.talk import DOMAINS, EVERYDAY, INTENTS, KINDS_OF, TAGS, grade
+from slmkit.toyland.tasks.talk import DOMAINS, EVERYDAY, INTENTS, KINDS_OF, TAGS, grade
 from slmkit.toyland.world import DAYS, NUMBER_WORDS, PEOPLE, PLACES, THINGS, TOWNS, plural, vocabulary
-import slmkit.toyland.talk_documents
+import slmkit.toyland.documents.talk
 
 ALL = ["english", *LANGUAGES]
-OURS = [name for name, f in TASKS.items() if f.__module__ == "slmkit.toyland.talk"]
+OURS = [name for name, f in TASKS.items() if f.__module__ == "slmkit.toyland.tasks.talk"]
 HARD = dict(translation=dict(source="any", target="any", length=4), code_switching=dict(length=4, share=.9),
     sentiment=dict(domain="court", opinions=3, distractors=4, negation=.5), intents=dict(around=1.),
     tagging=dict(sentences=2, ambiguous=1.), summaries=dict(people=4, events=3), tutoring=dict(top=90, right=0.),
@@ -233,7 +233,7 @@ def test_rows_are_many_known_and_the_same_again(name):
 
 # ---- documents
 
-DOCS = {name: f for name, (f, _) in KINDS.items() if f.__module__ == "slmkit.toyland.talk_documents"}
+DOCS = {name: f for name, (f, _) in KINDS.items() if f.__module__ == "slmkit.toyland.documents.talk"}
 def test_documents_are_short_and_known():
     known, rng = {*vocabulary(), *(w for lang in LANGUAGES for w in forms(lang))}, random.Random(2)
     for name, make in DOCS.items():

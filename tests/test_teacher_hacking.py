@@ -10,7 +10,7 @@ from slmkit.distill.teacher_hacking import (asked, copy_loss, copying, counted, 
     language, next_words, numbers, sample, say_loss, speaker)
 from slmkit.toyland.grammar import Grammar, kl
 
-NB = Path(__file__).parents[1]/"nbs/distill/03_teacher_hacking.ipynb"
+NB = Path(__file__).parents[1]/"nbs/distill/teacher_hacking.ipynb"
 SHAPE = dict(hidden_size=16, num_hidden_layers=1)
 TEN = Grammar({"S": {"A B .": .75, "dog .": .25}, "A": {"dog": .5, "the dog": .5}, "B": {"cat": .4, "sees C": .6}, "C": {"cat": .2, "the A": .8}})
 

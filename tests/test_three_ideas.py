@@ -9,7 +9,7 @@ from conftest import executed
 from slmkit.infer.three_ideas import Starts, again, in_parts, linear_all, onward, read_on
 from slmkit.toyland.tokenizer import build_tokenizer
 torch.set_num_threads(1)
-NB = Path(__file__).parents[1]/"nbs/infer/07_three_ideas.ipynb"
+NB = Path(__file__).parents[1]/"nbs/infer/three_ideas.ipynb"
 SHAPE = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 
 @pytest.mark.parametrize("rows", [1, 3, 10, 64])

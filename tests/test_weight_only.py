@@ -5,12 +5,14 @@ import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from conftest import ROOT, executed
-from slmkit.compress.weight_only import (QuantLinear, affine, bits_figure, dequantize, effective_bits, granularity, linears, own_tensors, pack, quantize,
+from slmkit.compress.weight_only import (
+    QuantLinear, affine, bits_figure, dequantize, effective_bits, granularity, own_tensors, pack, quantize,
     quantized, quantized_layers, read_back, round_trip, save, scales_only, spread, unpack)
+from slmkit.core.zoo import linears
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
-NB = ROOT/"nbs/compress/03_weight_only.ipynb"
+NB = ROOT/"nbs/compress/weight_only.ipynb"
 
 @pytest.fixture(scope="module")
 def lm(): return load_model("lm-1m", "cpu", kind="causal")

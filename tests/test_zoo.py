@@ -3,8 +3,8 @@ import json, shutil
 import pytest
 from slmkit.core import zoo
 from slmkit.core.settings import KitError
-from slmkit.kit import zoo_verbs
-from slmkit.kit.cli import main
+from slmkit.cli import zoo as zoo_verbs
+from slmkit.cli.main import main
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_a_file_that_says_no_model_is_one_line(capsys, tmp_path, text, told):
 def test_a_twin_is_its_base_and_its_factors(copy):
     import torch
     from safetensors.torch import load_file
-    from slmkit.core.twins import save_twin, thinly
+    from slmkit.recipes.instruct import save_twin, thinly
     base, _ = zoo.load_model("lm-1m", device="cpu", kind="causal")
     changed, _ = zoo.load_model("lm-1m", device="cpu", kind="causal")
     changes = thinly(changed, 2)

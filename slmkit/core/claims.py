@@ -17,7 +17,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from .judge import Verdict, check_spec, judge, label, prediction
 from .settings import PROFILES, KitError, current, hardware, nearest
-from .signature import draw_claim, picture
+from .figures import draw_claim, picture
 
 # %% ../../nbs/core/09_claims.ipynb #e05b3d87
 PROVENANCE = dict(abstract="from the abstract", code="from the authors' code", memory="from memory, unchecked")

@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from datasets import Dataset
 from .settings import KitError, nearest, package_folder
-from ..toyland.tasks import SHARES, every_task, corrupt, split_of, task
+from ..toyland.tasks import SHARES, TASKS, split_of, task
+from ..toyland.tasks import corrupt
 
 # %% ../../nbs/core/05_data.ipynb #69d5e6c9
 @cache
@@ -137,7 +138,7 @@ def load(
     **knobs,       # of a Toyland task
 ) -> Dataset:
     "A Dataset with `id`, `input`, `label` and where there are such `rationale`, `teacher_label`; all text."
-    if name in every_task():
+    if name in TASKS:
         ds = task(name, split, n or 1000, seed, **knobs)
         ds = corrupt(ds, teacher_noise, seed, "label", into="teacher_label")
         return corrupt(ds, teacher_noise, seed + 1, "rationale") if teacher_noise else ds
@@ -146,7 +147,7 @@ def load(
         rows = of_split(rename(read_rows(name), parse_columns(columns), name), split)
     elif "/" in name: rows = rename(hub_rows(name, split), parse_columns(columns), name)
     else:
-        raise KitError(f"no data {name!r}{nearest(name, [*every_task(), *manifest()])}; "
+        raise KitError(f"no data {name!r}{nearest(name, [*TASKS, *manifest()])}; "
                        "a file must end in .jsonl, .json or .csv")
     if not rows: raise KitError(f"data {name!r}: no {split} rows")
     if n and n < len(rows): rows = random.Random(f"rows {seed}").sample(rows, n)

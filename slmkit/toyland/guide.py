@@ -8,7 +8,7 @@ Docs: https://slmkit.github.io/slmkit/toyland/toyland.html.md"""
 __all__ = ['GUIDE', 'knobs', 'overview', 'shown']
 
 # %% ../../nbs/toyland/00_toyland.ipynb #ae8bf3bf
-from .tasks import every_task, knobs_of, task
+from .tasks import TASKS, knobs_of, task
 
 # %% ../../nbs/toyland/00_toyland.ipynb #fbf8bd47
 GUIDE = {  # task: (good for, oracle)
@@ -52,7 +52,7 @@ def knobs(
 def overview():
     "Every task with what it is good for, its oracle and its knobs, as a pandas DataFrame."
     import pandas as pd
-    named = {name: GUIDE.get(name, (f.__doc__ or "a task of your own", "")) for name, f in every_task().items()}
+    named = {name: GUIDE.get(name, (f.__doc__ or "a task of your own", "")) for name, f in TASKS.items()}
     return pd.DataFrame([dict(task=n, **dict(zip(("good for", "oracle"), named[n])), knobs=knobs(n)) for n in named])
 
 # %% ../../nbs/toyland/00_toyland.ipynb #564dacc8
