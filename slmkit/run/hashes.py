@@ -129,18 +129,25 @@ def _pruned(tree, given, profile):
     if call: call.keywords = [k for k in call.keywords if k.arg in (profile, *GIVEN)]
     return tree
 
-# %% ../../nbs/run/hashes.ipynb #dedfc92a
-def cells(nb, profile): # notebook as a dict, profile of the run
-    "Trees of the cells that count, in order."
-    trees = [_pruned(_tree(s), "parameters" in tags, profile) for s, tags in sources(nb) if _counted(s, tags)]
-    last = max((i for i, t in enumerate(trees) if _records(t)), default=len(trees) - 1)
-    return trees[:last + 1]
-
 # %% ../../nbs/run/hashes.ipynb #aa5e0013
-def _strings(trees):
-    "Short strings of the cells: names of models and data sets are among them."
-    nodes = (n for t in trees for n in ast.walk(t) if isinstance(n, ast.Constant))
+def _strings(tree):
+    "Its short strings: names of models and data sets are among them."
+    nodes = (n for n in ast.walk(tree) if isinstance(n, ast.Constant))
     return {n.value for n in nodes if isinstance(n.value, str) and len(n.value) < 80}
+
+# %% ../../nbs/run/hashes.ipynb #dedfc92a
+@lru_cache(maxsize=8192)
+def _cell(source, given, profile):
+    "(hash, what it imports, short strings, does it record?) of a cell, kept for the next run of the same notebook."
+    tree = _pruned(_tree(source), given, profile)
+    return digest(normal(tree)), imported(tree, ""), _strings(tree), ".record(" in source and _records(tree)
+
+# %% ../../nbs/run/hashes.ipynb #ace11001
+def cells(nb, profile): # notebook as a dict, profile of the run
+    "What `_cell` says of the cells that count, in order."
+    found = [_cell(s, "parameters" in tags, profile) for s, tags in sources(nb) if _counted(s, tags)]
+    last = max((i for i, c in enumerate(found) if c[3]), default=len(found) - 1)
+    return found[:last + 1]
 
 # %% ../../nbs/run/hashes.ipynb #f4ded9aa
 def code_parts(
@@ -148,13 +155,12 @@ def code_parts(
     parameters, # of the run: profile, seed, model, data, the knobs
     library=None, # None = the installed slmkit
 ):
-    "What the run's code consists of, {name of a cell or module: hash}, and the short strings of its cells."
-    trees = cells(read(path), parameters.get("profile", "smoke"))
-    names = set().union(*(imported(t, "") for t in trees))
+    "What the run's code consists of, {name of a cell or module: hash}, and the short strings of cells and parameters."
+    found = cells(read(path), parameters.get("profile", "smoke"))
+    names, strings = (set().union(*(c[i] for c in found)) for i in (1, 2))
     given = (x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v]))
-    own = {f"cell {i}": digest(normal(t)) for i, t in enumerate(trees, 1)}
-    return own | closure(names, library or Library(package_folder())), \
-        _strings(trees) | {x for x in given if isinstance(x, str)}
+    own = {f"cell {i}": c[0] for i, c in enumerate(found, 1)}
+    return own | closure(names, library or Library(package_folder())), strings | {x for x in given if isinstance(x, str)}
 
 # %% ../../nbs/run/hashes.ipynb #8619b9a2
 @lru_cache(maxsize=4096)
