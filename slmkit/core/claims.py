@@ -152,14 +152,14 @@ def claim(
                 stands=stands or ("paper" if work else "variant"))
     return declare(name, technique_name() or technique, spec, value, control, first)
 
-# %% ../../nbs/core/09_claims.ipynb #ddc0fd2c
+# %% ../../nbs/core/09_claims.ipynb #476710bb
 REASONS = dict(scale="the model or task is too small or too simple for what the paper speaks of",
     budget="too few updates, rows or tokens, or a budget shared out in another way than the paper's",
     floor="the arms stand at guessing", ceiling="the arms leave no room above them",
     baseline="what it is compared with is too weak or too strong",
     variant="a rule of ours stands in the paper's place",
     power="the seeds spread more than the effect that counts",
-    method="the method does not do this here, as far as we can see")
+    method="the method, as we built it, does not do this here")
 @dataclass
 class Because:
     "Why a claim does not hold: one reason from REASONS, one sentence."
