@@ -367,7 +367,8 @@ def test_what_a_claim_stands_for():
 
 @pytest.mark.parametrize("change, said", [
     (dict(least=0), "least=0"), (dict(kind="as-good-as"), "needs margin="),
-    (dict(stands="papers"), "did you mean 'paper'"), (dict(scale="from published output"), "did you mean 'from published outputs'"), (dict(work=7), "slug of one work")])
+    (dict(stands="papers"), "did you mean 'paper'"), (dict(work=7), "slug of one work"),
+    (dict(scale="from published output"), "did you mean 'from published outputs'")])
 def test_a_claim_lacking_something_is_not_declared(change, said):
     with pytest.raises(KitError, match=re.escape(said)): claim("c", **(GOOD | change))
 
@@ -390,7 +391,8 @@ def test_one_line_holds_the_arms_once(at_cpu):
 
 @pytest.mark.parametrize("change, said", [
     (dict(arms=dict(x=1, z=1)), "claim 'one': its value needs the arm 'y'"),
-    (dict(arms=dict(x=1, y=2, z="a")), "'z' is str"), (dict(masks=dict(x=[1])), "has 1 rows, the test 2"), (dict(masks=dict(x=[1, 0])), "mean of 0.5, the arm is 1"),
+    (dict(arms=dict(x=1, y=2, z="a")), "'z' is str"),
+    (dict(masks=dict(x=[1])), "has 1 rows, the test 2"), (dict(masks=dict(x=[1, 0])), "mean of 0.5, the arm is 1"),
     (dict(masks=dict(q=[1, 1])), "none"), (dict(curves=dict(loss=[float("nan")])), "not made of finite numbers"),
     (dict(seed=.5), "not a whole number"), (dict(claims=[]), "no claim is given")])
 def test_keep_refuses_and_keeps_nothing(at_cpu, change, said):
