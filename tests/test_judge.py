@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from slmkit.core import claims as core
 from slmkit.core.claims import because, by_row, claim, entries, expect, figure, keep, opened, pack, reasons_in, unpack
-from slmkit.core.judge import (EFFECT, LEVELS, OUTCOMES, SHOWS, UNTOLD, Verdict, as_good_as, bases, effect, extends,
-                               interval, label, level_of, of_records, power, prediction, scale_of, shared, tally,
-                               verdict)
+from slmkit.core.judge import (EFFECT, LEVELS, OUTCOMES, SHOWS, UNTOLD, Verdict, as_good_as, attempt_of, bases, effect,
+                               extends, interval, label, level_of, of_records, power, prediction, scale_of, shared,
+                               tally, verdict)
 from slmkit.core.settings import KitError, current
 from slmkit.verdicts.migrate import compared, migrated, notes_of
 
@@ -235,6 +235,12 @@ def test_the_scale_comes_from_the_model(model, change, said): assert scale_of(RE
 def test_a_later_attempt_needs_more():
     first, second = (verdict(REAL, runs([v - .019 for v in TEN], -1.), attempt=k) for k in (1, 2))
     assert (first.level, second.level, second.attempts) == (.97, .985, 2) and second.low < first.low
+
+
+def test_attempts_follow_a_claim_under_another_name():
+    line = lambda code, name: dict(code=code, model="m", data="d", outcomes={name: "open"})
+    told = [line("a", "old"), line("a", "old"), line("b", "new")]  # the second line is an extension
+    assert attempt_of(told, ["new", "old"], line("c", "new")) == 3 and attempt_of(told, ["new"], line("b", "new")) == 1
 
 
 def test_power_before_the_confirm_seeds():

@@ -437,7 +437,7 @@ class Expectation:
     single: tuple = None # low and high for one run
     def __repr__(self): return self.text
 
-# %% ../../nbs/core/09_claims.ipynb #e74af19a
+# %% ../../nbs/core/09_claims.ipynb #08e0ab06
 HEADS = "claim", "this run", "control", "one run, 95 %", "published", "verdict"
 @patch
 def cells(self: Expectation):
@@ -448,8 +448,8 @@ def cells(self: Expectation):
     lines = self.text.splitlines()
     single = f"{lines[1].partition(' ')[0]} {shown(*self.single)}" if self.single else ""
     why = lines[0].partition(": ")[2].partition(";")[0]
-    return [self.name, shown(r.value), "" if r.control is None else shown(r.control), single, span,
-            label(v) if v else why]
+    word = label(v) + (f", because of {v.because[0]}" if v.because else "") if v else why
+    return [self.name, shown(r.value), "" if r.control is None else shown(r.control), single, span, word]
 
 def table_html(heads, lines): # texts
     "A plain HTML table."

@@ -6,10 +6,10 @@ Docs: https://slmkit.github.io/slmkit/core/judge.html.md"""
 
 # %% auto #0
 __all__ = ['LEVELS', 'CONFIRM', 'UNTOLD', 'EFFECT', 'KINDS', 'NEEDS', 'FLOOR', 'SCALES', 'FIRST', 'OUTCOMES', 'COUNTS', 'ROWS',
-           'WHY', 'SHOWS', 'interval', 'shared', 'prediction', 'level_of', 'effect', 'as_good_as', 'equality',
-           'coverage', 'cost', 'check_spec', 'numbers', 'summary', 'scale_of', 'Verdict', 'label', 'seeds_allowed',
-           'check_count', 'rows_parts', 'weigh', 'reason_of', 'verdict', 'decide', 'counts_from', 'power', 'extends',
-           'bases', 'tally', 'check_hashes', 'check_seeds', 'runs_of', 'of_records']
+           'WHY', 'SHOWS', 'interval', 'shared', 'prediction', 'level_of', 'attempt_of', 'effect', 'as_good_as',
+           'equality', 'coverage', 'cost', 'check_spec', 'numbers', 'summary', 'scale_of', 'Verdict', 'label',
+           'seeds_allowed', 'check_count', 'rows_parts', 'weigh', 'reason_of', 'verdict', 'decide', 'counts_from',
+           'power', 'extends', 'bases', 'tally', 'check_hashes', 'check_seeds', 'runs_of', 'of_records']
 
 # %% ../../nbs/core/08_judge.ipynb #5f53b458
 import math
@@ -60,6 +60,16 @@ def level_of(
     "The level of the intervals: attempt k has the error of its number of seeds, divided by 2^(k-1)."
     level = LEVELS[max(k for k in LEVELS if k <= n)]
     return 1 - (1 - level)/2**(attempt - 1)
+
+# %% ../../nbs/core/08_judge.ipynb #ac9c80ce
+def attempt_of(
+    attempts, # of a ledger's entry: dicts with code, model, data and outcomes
+    names,    # of the claim: today's, and what it was called before
+    hashes,   # code, model and data of the seeds to judge
+):
+    "How often the claim has been confirmed, these seeds included."
+    key = lambda a: tuple(a[k] for k in ("code", "model", "data"))
+    return len({key(a) for a in attempts if set(names) & set(a["outcomes"])} | {key(hashes)})
 
 # %% ../../nbs/core/08_judge.ipynb #bb3fa864
 UNTOLD = "not told from its control"
