@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 from slmkit.core import claims as core
-from slmkit.core.claims import because, by_row, claim, entries, expect, figure, keep, opened, pack, reasons_in, unpack
+from slmkit.core.claims import because, claim, entries, expect, figure, keep, reasons_in
 from slmkit.core.judge import (EFFECT, LEVELS, OUTCOMES, SHOWS, UNTOLD, Verdict, as_good_as, attempt_of, bases, effect,
                                extends, interval, label, level_of, of_records, power, prediction, scale_of, shared,
                                tally, verdict)
+from slmkit.core.record import by_row, opened, pack, unpack
 from slmkit.core.settings import KitError, current
 from slmkit.verdicts.migrate import compared, migrated, notes_of
 

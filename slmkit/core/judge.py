@@ -185,7 +185,7 @@ FIRST = "inconclusive", "not reproduced here", "confounded", "reproduced", "hold
 OUTCOMES = ("never run", "mechanics only", "open", "opposite", "fails", "no effect that counts",
             "the control does better", "the control explains most", "holds", *FIRST)
 
-# %% ../../nbs/core/08_judge.ipynb #09f76e5e
+# %% ../../nbs/core/08_judge.ipynb #cc117750
 @dataclass(frozen=True)
 class Verdict:
     "What the seeds say of one claim. Numbers stand on the value's own scale (a cost as a ratio, geometric mean)."
@@ -199,7 +199,7 @@ class Verdict:
     reason: str = ""      # one plain sentence: which rule decided
     level: float = None   # of the interval
     stale: bool = False   # the code, model or data have changed since
-    share: float = None   # the control's mean over the value's
+    share: float = None   # of an effect, the control's mean over the value's
     kind: str = None      # one of KINDS
     scale: str = None     # one of SCALES
     base: str = None      # the model that all seeds start from
@@ -274,13 +274,13 @@ def reason_of(spec, word, n, mean, low, high, level):
     what = "draws" if spec.get("draws") else "seeds"
     return f"{n} {what}, mean {mean:.3g}, {100*level:.4g}% interval {low:.3g} to {high:.3g}: {why}"
 
-# %% ../../nbs/core/08_judge.ipynb #ae8a01ab
+# %% ../../nbs/core/08_judge.ipynb #433bd934
 def verdict(
     spec,       # the claim's fields: kind, least, control ... (a claim's name: see `of_records`)
     runs,       # one dict a confirm seed, with value, control and n_rows; none at all = never run
     attempt=1,  # how often this claim has been confirmed, this time included
     model="", profile="cpu", # at which they ran
-    rows=None,  # (value, control) of every row that all seeds share, averaged over seeds
+    rows=None,  # (value, control) of every row that all seeds share, averaged over seeds; not for costs
     stale=False, # a flag on the verdict, changing nothing else
     where="claim", # "notebook: claim 'name'", put before every complaint
 ):
@@ -294,7 +294,7 @@ def verdict(
     check_count(spec, runs, profile, where)
     return decide(spec, runs, rows, said, where)
 
-# %% ../../nbs/core/08_judge.ipynb #457c57f3
+# %% ../../nbs/core/08_judge.ipynb #4679619c
 def decide(spec, runs, rows, said, where):
     "The Verdict of checked fields and runs; `said` is what the verdict repeats."
     x, c = numbers([r.get("value") for r in runs], "value", where), None
@@ -302,11 +302,11 @@ def decide(spec, runs, rows, said, where):
         if all(r.get("control") is None for r in runs): raise KitError(f"{where}: no control was recorded")
         c = numbers([r.get("control") for r in runs], "control", where)
     level = level_of(len(x), said["attempts"])
-    parts = rows_parts(rows)
+    parts = rows_parts(None if spec["kind"] == "cost" else rows)
     mean, low, high = summary(spec, x, level, where, parts[0])
     word = weigh(spec, x, c, level, parts, where)
     control = None if c is None else float(c.mean())
-    share = control/mean if control is not None and mean else None
+    share = control/mean if spec["kind"] == "effect" and mean else None
     outcome, note = ("open", UNTOLD) if word == UNTOLD else (word, None)
     said |= dict(control=control, share=share, level=level, note=note)
     return Verdict(outcome, mean, low, high, reason=reason_of(spec, word, len(x), mean, low, high, level), **said)
