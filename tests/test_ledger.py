@@ -331,7 +331,7 @@ def test_expect_shows_this_run_beside_the_published_ones(gain, shipped):
     publish(ten(), "confirm"); publish(ten(hardware=hardware(), gain=.03), "confirm")
     gain.record(7, [], x=.53, y=.5, z=.5)
     e = expect(gain)
-    assert e.text.splitlines()[1].startswith("inside") and hardware() in e.text and "<svg" in e._repr_html_()
+    assert e.text.splitlines()[1].startswith("inside") and hardware() in e.text and "<td>inside" in e._repr_html_()
     gain.record(8, [], x=.9, y=.5, z=.5)
     assert expect(gain).text.splitlines()[1].startswith("OUTSIDE")
 
