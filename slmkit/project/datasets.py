@@ -185,7 +185,8 @@ def download(
     web = pooch.HTTPDownloader(timeout=30, progressbar=sys.stderr.isatty())
     try: return Path(source.fetch(path.name, downloader=web))
     except (OSError, ValueError) as e:  # what requests raises is an OSError, a wrong checksum a ValueError
-        raise KitError(f"fetch: {url} can't be had ({_short(e)}): try again, or another --url, or --archive FILE") from None
+        told = f"fetch: {url} can't be had ({_short(e)})"
+        raise KitError(f"{told}: try again, or another --url, or --archive FILE") from None
 
 # %% ../../nbs/project/datasets.ipynb #f03ee8a8
 def cache():

@@ -110,7 +110,7 @@ def claims_of(results): # rows of the verdict table
 
 # %% ../../nbs/project/registry.ipynb #39e20a8f
 def registry(root=None): # the project; None = the one around this folder, or the installed package
-    "The works, each with the claims that serve it. KitError where there is no registry, or a claim's work is not in it."
+    "The works, each with the claims that serve it. KitError without a registry, or where a claim's work is not in it."
     path = registry_path(root)
     if not path.exists(): raise KitError(f"no registry at {path}: make it with slmkit field --import WORKS.jsonl")
     works = json.loads(path.read_text(encoding="utf-8"))

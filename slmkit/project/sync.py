@@ -70,10 +70,13 @@ def clean(path): # of a notebook
             c.outputs, c.execution_count = [], None
     return write(path, nb2str(nb))
 
-# %% ../../nbs/project/sync.ipynb #b5f8d68a
-INITS = {"core": "from slmkit.core.settings import install_hook\ninstall_hook()\n",
-    "toyland/tasks": "from slmkit.toyland.registry import SHARES, TASKS, corrupt, knobs_of, rows, split_of, task, toytask\n"
-                     "from slmkit.toyland.tasks import instructions, knowledge, reasoning, stories, talk\n"}
+# %% ../../nbs/project/sync.ipynb #083d34f0
+INITS = {
+    "core": "from slmkit.core.settings import install_hook\ninstall_hook()\n",
+    "toyland/tasks":
+        "from slmkit.toyland.registry import SHARES, TASKS, corrupt, knobs_of, rows, split_of, task, toytask\n"
+        "from slmkit.toyland.tasks import instructions, knowledge, reasoning, stories, talk\n",
+}
 
 # %% ../../nbs/project/sync.ipynb #b7ed7354
 def packages(root): # the project
