@@ -117,14 +117,12 @@ def test_a_twin_is_its_base_and_its_factors(copy):
     changes = thinly(changed, 2)
     for c in changes.values(): torch.nn.init.normal_(c.B, std=.1)
     save_twin(copy/"lm-1m-mine", "lm-1m", changes)
-    card = dict(base="lm-1m", sha256=zoo.sha256(copy/"lm-1m-mine/model.safetensors"))
-    (copy/"lm-1m-mine/card.json").write_text(json.dumps(card))
+    (copy/"lm-1m-mine/card.json").write_text(json.dumps(dict(base="lm-1m", sha256=zoo.sha256(copy/"lm-1m-mine/model.safetensors"))))
     for kind, prefix in (("causal", "model."), ("encoder", "")):  # with its head and without it
         twin, _ = zoo.load_model("lm-1m-mine", device="cpu", kind=kind)
         factors = load_file(copy/"lm-1m-mine/model.safetensors")
         for layer in changes:
-            change = factors[f"{layer}.B"].float() @ factors[f"{layer}.A"].float()
-            want = base.model.get_submodule(layer).weight + change
+            want = base.model.get_submodule(layer).weight + factors[f"{layer}.B"].float() @ factors[f"{layer}.A"].float()
             assert torch.equal(twin.get_submodule(prefix + layer).weight, want)
     corrupt(copy/"lm-1m/model.safetensors")  # a twin of a damaged base is damaged
     with pytest.raises(KitError, match="corrupted"): zoo.load_model("lm-1m-mine")
