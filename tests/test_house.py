@@ -1,8 +1,9 @@
 "How the house stands: which room may import which, no circles, no hidden imports, and its budgets."
-import ast, json, re, subprocess, tomllib
+import ast, json, re, subprocess, sys, tomllib
 from fnmatch import fnmatch
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 import pytest
 from conftest import ROOT
 from slmkit.project import check
@@ -124,10 +125,41 @@ def test_lines_of_notebooks_fit():
 
 # ---- the wheel
 
+SETTINGS = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))
+UNSEEN = {  # dependencies that no line of the package or of a notebook imports -> why they are there
+    "jupyterlab": "opens the notebooks",
+    "ipykernel": "runs their cells; brings IPython and traitlets",
+    "peft": "what a reader compares our adapters with",
+}
+
+def dist(requirement):
+    "The name of a distribution, as a requirement has it."
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+def imported_by_notebooks():
+    "The libraries that code cells import."
+    found = set()
+    for path in ROOT.glob("nbs/**/[!._]*.ipynb"):
+        for c in (c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"):
+            code = re.sub(r"^[ \t]*[%!].*", "", "".join(c["source"]), flags=re.M)
+            for n in ast.walk(ast.parse(code)):
+                if isinstance(n, ast.Import): found |= {a.name for a in n.names}
+                if isinstance(n, ast.ImportFrom): found.add(n.module)
+    return found
+
+def test_dependencies_are_what_is_imported():
+    provided = packages_distributions()
+    roots = {t.split(".")[0] for t in imported_by_notebooks() | {t for m in MODULES for t, _ in imports(m)}}
+    foreign = roots - set(sys.stdlib_module_names) - {"slmkit"}
+    used = {dist(d) for r in foreign for d in provided.get(r, [r])} - {"ipython", "traitlets"}
+    asked = {dist(d) for d in SETTINGS["project"]["dependencies"]}
+    extra = {dist(d) for names in SETTINGS["project"]["optional-dependencies"].values() for d in names}
+    assert used - asked - extra == set(), "import what pyproject.toml names, or name it there"
+    assert asked - used - set(UNSEEN) == set(), "nothing imports these: take them out of pyproject.toml"
+
 def test_the_wheel_holds_every_file_that_is_no_module():
     listed = subprocess.run(["git", "ls-files", "slmkit"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not listed: pytest.skip("not a git checkout")
-    settings = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))
-    globs = settings["tool"]["setuptools"]["package-data"]["slmkit"]
+    globs = SETTINGS["tool"]["setuptools"]["package-data"]["slmkit"]
     names = [p.removeprefix("slmkit/") for p in listed if not p.endswith(".py")]
     assert names and [n for n in names if not any(fnmatch(n, g) for g in globs)] == []
