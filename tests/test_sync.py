@@ -31,7 +31,7 @@ def copy_project(root, to):
 def python(root, code):
     "Output of Python code that stands in a project and imports its slmkit."
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
-                          env=os.environ | ENV | dict(PYTHONPATH=str(root)))
+                          env=os.environ | ENV | dict(PYTHONPATH=f"{root}{os.pathsep}{ROOT}"))
     assert done.returncode in (0, 1, 2), done.stderr
     return done.stdout + done.stderr
 
@@ -98,7 +98,7 @@ def test_no_exported_module_holds_a_mark_of_labs(synced):
         assert not re.search(r"^[ \t]*(### (BEGIN|END) SOLUTION|#\| (exercise|hint))", p.read_text(), re.M), p
 
 def test_sync_outside_a_project_is_told_in_one_line(tmp_path):
-    said = slmkit(tmp_path, "sync")  # the installed slmkit: there is none in this folder
+    said = slmkit(tmp_path, "sync")  # this checkout's slmkit: there is none in that folder
     assert said.count("\n") == 1 and "no slmkit project here" in said
 
 def test_markers_are_stripped_and_the_solution_stays():
