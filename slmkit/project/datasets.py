@@ -17,6 +17,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 from ..core.score import METRICS, arithmetic
 from ..core.settings import KitError, nearest
+from ..files import whole
 
 # %% ../../nbs/project/datasets.ipynb #3f4f7dad
 ENDS = dict(cqa="Q:", svamp="Q:", anli1="Premise:")  # where the teacher starts to make up the next question
@@ -192,8 +193,6 @@ def download(
 def cache():
     "The folder for downloads: this user's cache, as the operating system has it."
     return user_cache_path("slmkit")
-
-# %% ../../nbs/project/datasets.ipynb #79208081
 def target():
     "Where sets lie: SLMKIT_DATA, else a folder in this user's cache."
     return Path(os.environ.get("SLMKIT_DATA") or cache()/"data")
@@ -227,14 +226,6 @@ def table(root=None): # folder of sets
     "What `slmkit data list` prints: (name, what, licence, state) of every set."
     return [(n, e["title"], e["licence"], here(e, root or target())) for n, e in _manifest().items()]
 
-# %% ../../nbs/project/datasets.ipynb #0a59c899
-def _whole(path, data):
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temp.write_bytes(data)
-        os.replace(temp, path)
-    finally: temp.unlink(missing_ok=True)
-
 # %% ../../nbs/project/datasets.ipynb #b4598cec
 def keep(
     files,  # {name: bytes} of `convert`
@@ -245,9 +236,8 @@ def keep(
     said = dict(source=source, date=date.today().isoformat())
     sums = {n: dict(sha256=hashlib.sha256(d).hexdigest(), **said) for n, d in files.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items(): _whole(folder/name, data)
-        _whole(folder/"FETCHED", json.dumps(marker(folder) | sums, indent=1).encode())
+        for name, data in files.items(): whole(folder/name, data)
+        whole(folder/"FETCHED", json.dumps(marker(folder) | sums, indent=1))
     except (OSError, ValueError) as e:
         raise KitError(f"fetch: {folder} can't be written ({_short(e)}): set SLMKIT_DATA to another folder") from None
 
