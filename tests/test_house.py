@@ -159,7 +159,8 @@ def test_dependencies_are_what_is_imported():
     provided = packages_distributions()
     roots = {t.split(".")[0] for t in imported_by_notebooks() | {t for m in MODULES for t, _ in imports(m)}}
     foreign = roots - set(sys.stdlib_module_names) - {"slmkit"}
-    used = {dist(d) for r in foreign for d in provided.get(r, [r])} - {"ipython", "traitlets", "docutils"}  # come with ipykernel and Sphinx
+    come_along = {"ipython", "traitlets", "docutils"}  # with ipykernel and Sphinx
+    used = {dist(d) for r in foreign for d in provided.get(r, [r])} - come_along
     asked = {dist(d) for d in SETTINGS["project"]["dependencies"]}
     extra = {dist(d) for names in SETTINGS["project"]["optional-dependencies"].values() for d in names}
     assert used - asked - extra == set(), "import what pyproject.toml names, or name it there"
