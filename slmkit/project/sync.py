@@ -48,7 +48,7 @@ def readme(nb): # the index notebook as a dict
 # %% ../../nbs/project/sync.ipynb #1d107383
 def texts(root): # the project
     "Write sidebar, `nbs/_quarto.yml`, picture and README; gives the paths that changed, None for those that didn't."
-    from slmkit.verdicts.picture import PLACE, for_readme, picture_text
+    from slmkit.verdicts.figure import PLACE, for_readme, picture_text
     index, site, out = Path(root, "nbs/index.ipynb"), Path(root, "_quarto.yml"), []
     out.append(write(Path(root, "nbs/sidebar.yml"), sidebar(root)))
     if site.exists(): out.append(write(Path(root, "nbs/_quarto.yml"), site.read_text()))
