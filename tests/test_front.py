@@ -132,7 +132,7 @@ def test_own_and_cpu_go_before_others(tmp_path):
 
 def test_without_a_verdict_the_picture_and_the_caption_say_so(tmp_path):
     assert "No verdict yet" in figure.picture_text(tmp_path)
-    assert "no verdict on step_by_step yet" in figure.for_readme(figure.MARK, tmp_path)
+    assert f"no verdict on {figure.flagship(tmp_path)} yet" in figure.for_readme(figure.MARK, tmp_path)
 
 
 def test_the_readme_s_technique_is_the_one_that_start_runs(tmp_path):
