@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/core/figures.html.md"""
 
 # %% auto #0
 __all__ = ['BLUE', 'GREY', 'ORANGE', 'GREEN', 'STYLE', 'mean_interval', 'draw_row', 'zero_of', 'mark', 'draw_marks', 'draw_claim',
-           'styled', 'compose', 'picture', 'claim_figure', 'svg', 'png', 'rerun_svg']
+           'styled', 'compose', 'picture', 'claim_figure', 'svg', 'png']
 
 # %% ../../nbs/core/14_figures.ipynb #9946d24b
 import hashlib, io, math, re
@@ -162,23 +162,3 @@ def png(
     out = io.BytesIO()
     with styled(): fig.savefig(out, format="png", dpi=dpi, metadata=dict(Software=None), facecolor="white")
     return out.getvalue()
-
-# %% ../../nbs/core/14_figures.ipynb #3ab7aa76
-def rerun_svg(
-    value,    # of this run
-    single,   # (low, high) for one run
-    interval, # (low, high) of the published mean
-):
-    "One run beside the published interval, as a strip in SVG."
-    from matplotlib.figure import Figure
-    with styled(9):
-        fig = Figure(figsize=(4.5, .7), layout="constrained")
-        ax = fig.subplots()
-        ax.barh([0, 0], [b - a for a, b in (single, interval)], left=[single[0], interval[0]], height=[.8, .35],
-                color=["#bbbbbb", BLUE])
-        low, high = ax.get_xlim()
-        if low <= 0 <= high: ax.axvline(0, color="black", linewidth=1)
-        ax.plot([value], [0], "o", color=ORANGE, markersize=9, markeredgecolor="white")
-        ax.set_yticks([])
-        ax.locator_params(axis="x", nbins=5)
-    return svg(fig, f"This run: {value:.3g}; single runs fall between {single[0]:.3g} and {single[1]:.3g}.")

@@ -30,8 +30,8 @@ NUMBER = int, float  # a second may be a whole one
 FIELDS = dict(technique=str, profile=str, seed=int, parameters=dict, model=(str, type(None)), data=(str, type(None)),
               claims=dict, hashes=dict, commit=(str, type(None)), date=str, versions=dict, hardware=str, stacked=bool,
               seconds=NUMBER, cpu_seconds=NUMBER, peak_mb=NUMBER, status=str)
-TEXTS = "says", "metric", "kind"                     # of a claim's fields: must be there
-NUMBERS = "least", "band", "tolerance", "nominal"    # of a claim's fields: a number, or nothing
+TEXTS = "says", "metric", "kind" # of a claim's fields: must be there
+NUMBERS = "least", "margin", "band", "tolerance", "nominal" # of a claim's fields: a number, or nothing
 
 # %% ../../nbs/verdicts/external.ipynb #846abbe7
 def is_number(x):
@@ -51,7 +51,7 @@ def check_claim(
     bad += [k for k in NUMBERS if not (spec.get(k) is None or is_number(spec[k]))]
     if bad: raise KitError(f"{at}: {bad[0]} is not a finite number")
     bad = [k for k in TEXTS if not isinstance(spec.get(k), str)]
-    if not isinstance(spec.get("settles"), dict): bad.append("settles")
+    if not isinstance(spec.get("settles", {}), dict): bad.append("settles")  # only the first edition has it
     if bad: raise KitError(f"{at}: its spec lacks {bad[0]}")
     if paper and not (isinstance(paper, dict) and is_number(paper.get("value"))):
         raise KitError(f"{at}: the paper's figure has no number")
@@ -70,8 +70,8 @@ def check_record(
     if r["profile"] not in PROFILES or r["technique"].count("/") != 1:
         raise KitError(f"{where}: no technique/profile {r['technique']} {r['profile']}")
 
-# %% ../../nbs/verdicts/external.ipynb #ce9614b1
-SPEC = "work", "kind", *NUMBERS
+# %% ../../nbs/verdicts/external.ipynb #58f3c08a
+SPEC = "work", "kind", "stands", "draws", *NUMBERS
 def check_claims(
     r,     # checked record
     known, # (technique, claim) -> the claim as declared in our notebooks; {} where there are none at hand

@@ -80,7 +80,7 @@ def outcome_of(
     if is_build(group[0]): return BUILD
     try:
         v = verdict(name, [r for r in group if r["seed"] < 110])
-        return label(verdict(name, group) if v.outcome == UNDECIDED and len(group) > 10 else v)
+        return label(verdict(name, group) if v.outcome in UNDECIDED and len(group) > 10 else v)
     except KitError as e: return "no verdict: " + str(e).removeprefix(f"{group[0]['technique']}: claim {name!r}: ")
 
 # %% ../../nbs/verdicts/report.ipynb #7e28eac3

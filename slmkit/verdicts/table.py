@@ -100,10 +100,10 @@ def numbers_of(r): # a row
     said = dict(low=result(r), control=f"control {number(r.get('control'))}", paper=f"paper {paper_text(r)}")
     return ", ".join(text for k, text in said.items() if r.get(k) is not None)
 
-# %% ../../nbs/verdicts/table.ipynb #ac00c5af
-TONES = {"reproduced": "good", "holds here": "good", "not reproduced here": "bad", "confounded": "odd",
-         "inconclusive": "mid"}
-def tone(label): # an outcome with or without its small print
+# %% ../../nbs/verdicts/table.ipynb #d335176a
+TONES = {"holds": "good", "reproduced": "good", "opposite": "bad", "fails": "bad", "no effect that counts": "bad",
+         "not reproduced here": "bad", "the control": "odd", "confounded": "odd", "open": "mid", "inconclusive": "mid"}
+def tone(label): # an outcome of either edition, with or without its small print
     "good, bad, mid or odd: the colour of an outcome; empty where it is no verdict."
     return next((t for outcome, t in TONES.items() if label.startswith(outcome)), "")
 
