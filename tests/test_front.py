@@ -60,6 +60,14 @@ def test_the_same_ledger_gives_the_same_bytes(tmp_path):
     assert png(drawing) == png(figure.figure_of(entry(), "gain")) and b"matplotlib" not in png(drawing)
 
 
+def test_settings_of_the_reader_s_matplotlib_do_not_reach_the_picture():
+    import matplotlib
+    text = figure.claim_svg(entry(), "gain")
+    theirs = {"font.size": 30, "axes.facecolor": "black", "svg.fonttype": "none", "lines.linewidth": 9}
+    with matplotlib.rc_context(theirs):
+        assert figure.claim_svg(entry(), "gain") == text
+
+
 def test_first_screen():
     first = TEXT[:TEXT.index("\n## ")]
     assert all(w in first for w in ("make start", "make test", "nbs/images/result.svg"))

@@ -165,8 +165,11 @@ def traceback_of(notebook): # path of an executed notebook
     errors = [o for c in cells for o in c.get("outputs", ()) if o.get("output_type") == "error"]
     return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[-1].get("traceback") or ()))[-8000:] if errors else ""
 
-# %% ../../nbs/verdicts/report.ipynb #5e9fed11
-def has_failed(record): return record.get("status", "ok") != "ok"
+# %% ../../nbs/verdicts/report.ipynb #ef8180ec
+def has_failed(record):
+    "Whether the run ended in another way than ok."
+    return record.get("status", "ok") != "ok"
+
 def failures(
     records, # of a batch
     run_dir, # its folder, for the notebooks

@@ -10,6 +10,9 @@ __all__ = ['TONES', 'COLOURS', 'costs', 'declaration', 'row', 'unrun', 'rows', '
 
 # %% ../../nbs/verdicts/table.ipynb #515f67b2
 import csv, io, itertools, json, statistics
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from ..core.claims import PROVENANCE, entries
 from ..core.judge import OUTCOMES, label
 from ..core.settings import PROFILES, KitError, nearest
@@ -117,8 +120,6 @@ def place(r): # a row
 # %% ../../nbs/verdicts/table.ipynb #65d5c63d
 def rich_table(rows): # of the table
     "The table for a terminal: a line for each technique, below it its claims with outcome and numbers."
-    from rich.markup import escape
-    from rich.table import Table
     t = Table(box=None, pad_edge=False, show_header=False)
     t.add_column(overflow="fold", ratio=1)
     t.add_column(ratio=1)
@@ -145,13 +146,12 @@ def counts(rows): # of the table
     n = {o: sum(r["outcome"] == o for r in rows) for o in OUTCOMES}
     return ", ".join(f"{k} {o}" for o, k in n.items() if k) or "no claims"
 
-# %% ../../nbs/verdicts/table.ipynb #4cee2ce6
+# %% ../../nbs/verdicts/table.ipynb #f59e534b
 def show(
     rows, # of the table
     json_=False, csv_=False, # instead of the table
 ):
     "Print the rows in one of the three ways."
-    from rich.console import Console
     if json_: print(json.dumps(rows, indent=1, ensure_ascii=False))
     elif csv_: print(as_csv(rows), end="")
     else:
