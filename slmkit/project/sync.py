@@ -13,7 +13,7 @@ import yaml
 from ..core.settings import directives
 from ..files import write
 from ..run.notebooks import FAMILIES, KIT, TECHNIQUES, notebooks, project, read, strip_markers
-from ..verdicts.picture import PLACE, for_readme, picture_text
+from ..verdicts.figure import PLACE, for_readme, picture_text
 
 # %% ../../nbs/project/sync.ipynb #f8b369b7
 NAMES = dict(core="Core", toyland="Toyland", recipes="Recipes", run="Runner", verdicts="Verdicts", lab="Labs",
