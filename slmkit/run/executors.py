@@ -8,7 +8,7 @@ Docs: https://slmkit.github.io/slmkit/run/executors.html.md"""
 __all__ = ['STATUSES', 'MEMORY', 'DISK', 'BASE', 'STACK', 'LARGE', 'ENVIRONMENT', 'CONTEXT', 'POOL', 'classify', 'ending',
            'redrawn', 'add_output', 'Outputs', 'Stream', 'make_shell', 'skipped', 'run_cell', 'run_cells', 'save',
            'run_job', 'stamp', 'account', 'usage', 'reseed', 'die_with_parent', 'enter', 'child', 'needs', 'needs_of',
-           'environment', 'Live', 'no_main', 'Local', 'kill', 'news', 'death', 'run_all', 'on_node', 'Ray']
+           'environment', 'forks', 'Live', 'no_main', 'Local', 'kill', 'news', 'death', 'run_all', 'on_node', 'Ray']
 
 # %% ../../nbs/run/executors.ipynb #d29731fb
 import ctypes, io, itertools, json, multiprocessing, os, re, shutil, signal, socket, sys
@@ -298,6 +298,7 @@ def die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     alive = multiprocessing.parent_process().is_alive() and os.getppid() in (SERVER or [os.getppid()])
     if not alive: os._exit(1)
+    if not SERVER: return
     os.close(forkserver._forkserver._forkserver_alive_fd)  # while a child holds it, the fork server stays
     forkserver._forkserver._forkserver_alive_fd = None
 
@@ -363,6 +364,7 @@ def environment(offline=True): # answer hub ids at once instead of after 48 s
 
 # %% ../../nbs/run/executors.ipynb #2b77480a
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+def forks(): return CONTEXT.get_start_method() == "forkserver"
 @dataclass
 class Live:
     "A run that is going on."
@@ -391,15 +393,15 @@ class Local:
     ):
         self.offline, self.log, self.live = offline, str(log or os.devnull), {}
         self.modules = [*BASE, *modules]
-        if CONTEXT.get_start_method() == "forkserver": self._warm()
+        if forks(): self._warm()
 
 # %% ../../nbs/run/executors.ipynb #da7137a8
 @contextmanager
 def _around(self: Local):
     "What surrounds the start of a process: the environment of the fork server, and no main module."
     place = os.pathsep.join([str(package_folder().parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    warm = dict(SLMKIT_WARM=" ".join(self.modules), SLMKIT_WARM_LOG=self.log, PYTHONPATH=place)
-    with modified_env(**{**environment(self.offline), **warm}), no_main(): yield
+    warm = dict(SLMKIT_WARM=" ".join(self.modules), SLMKIT_WARM_LOG=self.log) if forks() else {}
+    with modified_env(**{**environment(self.offline), **warm, "PYTHONPATH": place}), no_main(): yield
 
 # %% ../../nbs/run/executors.ipynb #d4404f19
 @patch
