@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/run/records.html.md"""
 
 # %% auto #0
 __all__ = ['PACKAGES', 'KEY', 'versions', 'key', 'run_id', 'tries', 'load', 'found', 'publish', 'stratum_difference', 'lookup',
-           'without_hashes', 'changed_since', 'changed_parts', 'is_run_folder', 'reading', 'parsed', 'commit',
+           'without_hashes', 'changed_since', 'changed_parts', 'is_run_folder', 'newest', 'reading', 'parsed', 'commit',
            'environment_file']
 
 # %% ../../nbs/run/records.ipynb #b6670f0d
@@ -131,6 +131,13 @@ def changed_parts(folder, run, old):
 def is_run_folder(folder):
     "Whether there are records in a folder."
     return Path(folder, "records.jsonl").is_file() or any(Path(folder).glob("*/record.json"))
+
+# %% ../../nbs/run/records.ipynb #d91cf431
+def newest(folder): # of run folders, or one itself
+    "The run folder whose records changed last; None where there is none."
+    known = [(p, p.parent.parent) for p in Path(folder).rglob("record.json")]
+    known += [(p, p.parent) for p in Path(folder).rglob("records.jsonl")]
+    return max(known, key=lambda k: k[0].stat().st_mtime, default=(None, None))[1]
 
 # %% ../../nbs/run/records.ipynb #25fd1b25
 def reading(folder): # run folder
