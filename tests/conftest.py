@@ -32,36 +32,42 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="session")
 def torch_pool():
-    "A warm process that has imported torch, for all tests."
-    from slmkit.run.warm import WarmPool
-    pool = WarmPool(["torch", "numpy"])
+    "An executor whose warm process has imported torch, for all tests."
+    from slmkit.run.executors import Local
+    pool = Local(["torch", "numpy"])
     yield pool
     pool.close()
 
 def run_in(pool, path, out, id="x", **job):
     "Run one notebook in a pool; gives its end event and the executed notebook."
     import nbformat
+    from slmkit.run.executors import run_all
     out.mkdir(parents=True, exist_ok=True)
-    pool.start(dict(id=id, notebook=str(path), output=str(out/f"{id}.ipynb"), log=str(out/f"{id}.log"), **job))
-    while True:
-        for e in pool.events(1):
-            if e["event"] == "end" and e["id"] == id:
-                saved = out/f"{id}.ipynb"
-                return e, nbformat.read(saved, 4) if saved.exists() else None
+    saved = out/f"{id}.ipynb"
+    [e] = run_all(pool, [dict(id=id, notebook=str(path), output=str(saved), log=str(out/f"{id}.log"), **job)], 1)
+    return e, nbformat.read(saved, 4) if saved.exists() else None
 
 def executed(notebook, tmp_path, monkeypatch, name="run", **parameters):
-    "Execute a technique's notebook; the records it wrote, by claim."
-    import papermill
-    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem}"
-    monkeypatch.setenv("SLMKIT_RECORD", str(record)); monkeypatch.setenv("SLMKIT_TECHNIQUE", technique)
-    papermill.execute_notebook(str(notebook), str(tmp_path/f"{name}.ipynb"), parameters, progress_bar=False)
-    return by_claim(record)
+    "Execute a technique's notebook; the records it wrote, by claim. Its failure is papermill's."
+    from papermill import PapermillExecutionError
+    from slmkit.run.executors import Local
+    pool = Local(["torch", "numpy"])
+    e, nb = run_in(pool, notebook, tmp_path, id=name, parameters=parameters, env=told(notebook, tmp_path, name))
+    for c in nb.cells:
+        for o in c.get("outputs", []):
+            if e["status"] != "ok" and o.output_type == "error":
+                raise PapermillExecutionError(0, c.execution_count, c.source, o.ename, o.evalue, o.traceback)
+    assert e["status"] == "ok", e
+    return by_claim(tmp_path/f"{name}.jsonl")
 
 def executed_in(pool, notebook, tmp_path, name="r", **parameters):
     "Execute it in a pool: its end event and the records it wrote, by claim; none where it wrote none."
-    record, technique = tmp_path/f"{name}.jsonl", f"{notebook.parent.name}/{notebook.stem}"
-    env = dict(SLMKIT_RECORD=str(record), SLMKIT_TECHNIQUE=technique)
-    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=env)
+    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=told(notebook, tmp_path, name))
+    record = tmp_path/f"{name}.jsonl"
     return e, by_claim(record) if record.exists() else {}
+
+def told(notebook, tmp_path, name):
+    "What the runner tells a technique's run by its environment."
+    return dict(SLMKIT_RECORD=str(tmp_path/f"{name}.jsonl"), SLMKIT_TECHNIQUE=f"{notebook.parent.name}/{notebook.stem}")
 
 def by_claim(record): return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}

@@ -1,40 +1,41 @@
-"Benchmarks compare before they time: what differs, or is missing, is said."
-import copy, importlib.util, json
-import pytest, torch
-from slmkit.core.settings import KitError
-from slmkit.cli import bench_fit
+"The benchmark compares before it times: what differs is said, and what can't be measured is no figure."
+import json
+import nbformat, pytest
+from slmkit.cli import bench
 from slmkit.cli.main import main
-torch.set_num_threads(1)
-SMALL = dict(rows=2, length=8, steps=2, repeats=1)
+from slmkit.core.settings import KitError
+from slmkit.run.plan import plan
 
-@pytest.mark.parametrize("model", ["lm-1m", "t5-1m"])
-def test_fit_and_the_trainer_make_the_same_updates(model):
-    start = bench_fit.load(model); batches = bench_fit.draws(start, 4, 12, 6)
-    one, two = copy.deepcopy(start), copy.deepcopy(start)
-    bench_fit.ours(one, batches, .01); bench_fit.trainer(two, batches, .01).train()
-    assert bench_fit.same(one, two, start, "fit") < .02 and bench_fit.furthest(one, start) > .005
+@pytest.fixture
+def runs(tmp_path): return plan([("tiny", bench.tiny(tmp_path/"tiny.ipynb"))], "smoke", [0, 1])
 
-def test_a_trainer_that_does_something_else_is_not_timed(monkeypatch):
-    other = bench_fit.trainer
-    monkeypatch.setattr(bench_fit, "trainer", lambda m, batches, lr: other(m, batches[::-1], lr))
-    with pytest.raises(KitError, match="not timed"): bench_fit.bench_fit(**SMALL)
+def test_both_ways_say_the_same_and_are_timed(runs, tmp_path):
+    times = bench.one_round(runs, tmp_path/"round", 2)
+    assert set(times) == {"slmkit", "side", "plain"} and min(times.values()) > 0
+    said = bench.texts(bench.executed(tmp_path/"round/slmkit", runs[0]))
+    other = bench.texts(bench.executed(tmp_path/"round/slmkit", runs[1]))
+    assert float(said[0]) != float(other[0]) and said[1:] == other[1:]
 
-def test_replicas_that_differ_are_not_timed(monkeypatch):
-    other = bench_fit.replicas
-    monkeypatch.setattr(bench_fit, "replicas", lambda start, n, batches, stacked, lr: other(start, n, batches, stacked, lr*(1 + stacked)))
-    with pytest.raises(KitError, match="not timed"): bench_fit.bench_seeds(n=2, **SMALL)
+def test_runs_that_say_other_things_are_not_timed(runs, tmp_path):
+    for folder, said in (("a", "1.5"), ("b", "2.5")):
+        nb = nbformat.read(runs[0]["path"], 4)
+        nb.cells[-1].outputs = [nbformat.v4.new_output("stream", text=said)]
+        (tmp_path/folder).mkdir()
+        nbformat.write(nb, tmp_path/folder/f"{runs[0]['id']}.ipynb")
+    with pytest.raises(KitError, match="says other things"): bench.compare(runs[:1], tmp_path/"a", tmp_path/"b")
 
-def test_a_missing_peer_is_named_and_the_own_figure_stays(monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "accelerate" else real(name, *a))
-    out = bench_fit.bench_fit(**SMALL)
-    assert out["missing"] == ["accelerate"] and set(out["seconds"]) == {"slmkit"} and "ratio" not in out
+def test_a_failed_run_is_no_time(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "execute", lambda *a, **kw: [dict(technique="tiny", status="memory", error="killed")])
+    with pytest.raises(KitError, match="tiny: memory: killed"): bench.by_slmkit(runs, tmp_path)
+    with pytest.raises(KitError, match="papermill failed"): bench.by_papermill([dict(runs[0], path="/nowhere.ipynb")], tmp_path)
 
-def test_the_verbs_print_json_with_versions_and_hardware(capsys):
-    with pytest.raises(SystemExit) as e: main(["bench", "seeds", "--n", "2", "--rows", "2", "--length", "8", "--steps", "2", "--repeats", "1"])
-    assert not e.value.code
+def test_planning_counts_every_cached_run(): assert bench.planning(50)["cached_runs"] == 50
+
+def test_the_verb_prints_json(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "bench", lambda n, rounds, suite, side: dict(runs=n, side=side) | bench.machine())
+    monkeypatch.setattr(bench, "planning", lambda: dict(seconds=1))
+    with pytest.raises(SystemExit) as e: main(["bench", "-n", "3"])
     out = json.loads(capsys.readouterr().out)
-    assert out["replicas"] == 2 and out["versions"]["torch"] and out["hardware"] and out["difference"] < .1
-    for verb in ("fit", "seeds"):
-        with pytest.raises(SystemExit) as e: main(["bench", verb, "--rows", "0"])
-        assert e.value.code and "--rows 0 must be at least 1" in capsys.readouterr().err
+    assert not e.value.code and out["runs"] == 3 and out["versions"]["torch"] and out["planning"] == dict(seconds=1)
+    with pytest.raises(SystemExit) as e: main(["bench", "-n", "0"])
+    assert e.value.code

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from slmkit.core.fit import batches, fit
 from slmkit.core.settings import KitError
 from slmkit.core.stacked import CAUSAL, fit_many, fit_stacked
+from slmkit.run.records import reading
 from slmkit.verdicts.attest import reattest
 from slmkit.verdicts.ledger import publish, verdicts
 torch.set_num_threads(1)
@@ -112,14 +113,14 @@ MANY = RECORD.replace("def record(self, value):", "def record(self, value, seed)
 def test_one_run_leaves_a_record_for_each_seed_marked_stacked(tiny, tmp_path):
     path = tiny("s", MANY, "for s in range(seed, seed + 3): c.record(s*.5, s)")
     first, second = go(path, tmp_path/"r")[0], go(path, tmp_path/"r", seeds=(2,))[0]
-    lines = [json.loads(l) for l in open(tmp_path/"r/records.jsonl")]
+    lines = reading(tmp_path/"r")[0]
     assert [(r["seed"], r["claims"]["tiny"]["value"], r["stacked"]) for r in lines] == [(0, 0., True), (1, .5, True), (2, 1., True)]
     assert second == lines[2] and first == lines[0] and lines[0]["notebook"] == lines[2]["notebook"]  # answered by the first run
     assert lines[0]["seconds"] == lines[1]["seconds"] > 0
 
 def test_build_seeds_and_confirm_seeds_do_not_share_a_run(tiny, tmp_path):
     go(tiny("s", MANY, "for s in (seed, seed + 1): c.record(1., s)"), tmp_path/"r", seeds=(99,))
-    assert [json.loads(l)["seed"] for l in open(tmp_path/"r/records.jsonl")] == [99]
+    assert [r["seed"] for r in reading(tmp_path/"r")[0]] == [99]
 
 def test_no_verdict_mixes_stacked_and_single_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("SLMKIT_LEDGER", str(tmp_path))
