@@ -43,7 +43,11 @@ def test_a_stage_or_model_that_is_none_is_one_line():
     with pytest.raises(KitError, match="no stage 7"): start_of("t5-1m", 7, build_tokenizer())
     with pytest.raises(KitError, match="did you mean 'lm-1m'"): new_model("lm-1n", build_tokenizer())
 
-@pytest.mark.parametrize("kind, wrong", [("seq2seq", "lm-1m"), ("causal", "t5-1m"), ("masked", "lm-1m"), ("causal", "bert-1m")])
+@pytest.mark.parametrize("kind, wrong", [
+    ("seq2seq", "lm-1m"),
+    ("causal", "t5-1m"),
+    ("masked", "lm-1m"),
+    ("causal", "bert-1m")])
 def test_a_model_of_another_kind_is_one_line(kind, wrong):
     with pytest.raises(KitError, match=f"is no {kind} model"): load_model(wrong, kind=kind)
 
@@ -74,5 +78,6 @@ def test_a_twin_does_as_it_is_told_and_its_base_does_not():
     from slmkit.recipes.probes import instructed
     for name, card in zoo().items():
         if "base" not in card: continue
-        twin, base = (instructed(*load_model(n, device="cpu", kind="causal"), n=60, seed=1) for n in (name, card["base"]))
+        twin, base = (instructed(*load_model(n, device="cpu", kind="causal"), n=60, seed=1)
+            for n in (name, card["base"]))
         assert twin["instructions, seen kinds"] > .6 > .1 >= base["instructions, seen kinds"]

@@ -118,11 +118,14 @@ def test_a_right_answer_is_right_however_a_tokenizer_spaces_it():
     from slmkit.core.score import accuracy
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    pieces = ["[UNK]", *"().-+*/'", *"0123456789", *(f"##{c}" for c in "0123456789"), *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
+    pieces = ["[UNK]", *"().-+*/'", *"0123456789", *(f"##{c}" for c in "0123456789"), *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
     like_bert = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
-    like_bert.normalizer, like_bert.pre_tokenizer, like_bert.decoder = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    like_bert.normalizer, like_bert.pre_tokenizer, like_bert.decoder = normalizers.BertNormalizer(
+        lowercase=True), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     tok = PreTrainedTokenizerFast(tokenizer_object=like_bert, unk_token="[UNK]")
-    equations, words = ["( 84.0 / 2.0 )", "( ( 7.25 + 3.0 ) * 10.0 )", "84.5"], ["entailment", "don't know", "New York", "x-ray"]
+    equations, words = ["( 84.0 / 2.0 )", "( ( 7.25 + 3.0 ) * 10.0 )", "84.5"], ["entailment", "don't know",
+        "New York", "x-ray"]
     for labels, metric in ((equations, "equation"), (equations, "exact"), (words, "exact")):
         assert accuracy(tok.batch_decode(tok(labels)["input_ids"]), labels, metric) == 1
     assert accuracy(["( 84. 0 / 3. 0 )"], equations[:1], "equation") == 0

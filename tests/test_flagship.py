@@ -1,4 +1,5 @@
-"The flagship away from Toyland: every profile's path on tiny checkpoints of the same classes, real sets' layout, bit-equal reruns."
+"""The flagship away from Toyland: every profile's path on tiny checkpoints of the same classes, real sets' layout,
+bit-equal reruns."""
 import gzip, json
 import pytest
 from functools import partial
@@ -14,8 +15,10 @@ run = partial(executed, NB)
 @pytest.fixture
 def tiny_t5(tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
-    tok = build_tokenizer(); tok.save_pretrained(tmp_path/"t5")
-    shape = dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
+    tok = build_tokenizer()
+    tok.save_pretrained(tmp_path/"t5")
+    shape = dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0)
     T5ForConditionalGeneration(T5Config(vocab_size=len(tok), **shape)).save_pretrained(tmp_path/"t5")
     return tmp_path/"t5"
 
@@ -23,7 +26,8 @@ def tiny_t5(tmp_path):
 def tiny_bert(tmp_path):
     from transformers import BertConfig, BertModel
     tok = build_tokenizer()
-    tok.add_special_tokens(dict(cls_token="<s>", sep_token="</s>")); tok.save_pretrained(tmp_path/"bert")
+    tok.add_special_tokens(dict(cls_token="<s>", sep_token="</s>"))
+    tok.save_pretrained(tmp_path/"bert")
     shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(BertConfig(vocab_size=len(tok), **shape)).save_pretrained(tmp_path/"bert")
     return tmp_path/"bert"
@@ -32,10 +36,13 @@ def tiny_bert(tmp_path):
 def real_layout(tmp_path, monkeypatch):
     "A folder laid out as SLMKIT_DATA says, with made-up rows in the fields of the real files."
     for name, m in manifest().items():
-        folder = tmp_path/"data"/m["folder"]; folder.mkdir(parents=True, exist_ok=True); (folder/"FETCHED").touch()
+        folder = tmp_path/"data"/m["folder"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/"FETCHED").touch()
         for split, f in m["files"].items():
-            rows = [dict(id=f"{name}-{split}-{i}", input=f"{i} and {i} ?", premise=f"{split} {i} is even", hypothesis=f"{i} is odd",
-                         label=f"( {i} + {i} )", palm_label=f"( {i} + 1 )", palm_rationale=f"we add {i} and {i}") for i in range(24)]
+            rows = [dict(id=f"{name}-{split}-{i}", input=f"{i} and {i} ?", premise=f"{split} {i} is even",
+                    hypothesis=f"{i} is odd", label=f"( {i} + {i} )", palm_label=f"( {i} + 1 )",
+                    palm_rationale=f"we add {i} and {i}") for i in range(24)]
             (folder/f["file"]).write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     monkeypatch.setenv("SLMKIT_DATA", str(tmp_path/"data"))
 
@@ -46,7 +53,8 @@ def test_paper_path_on_a_tiny_t5(tmp_path, monkeypatch, tiny_t5, real_layout, da
     assert found["fewer-labels"]["n_rows"] == 24 and "teacher" in found["fewer-labels"]["arms"]
 
 def test_gpu_path_on_a_tiny_encoder(tmp_path, monkeypatch, tiny_bert, real_layout):
-    assert set(run(tmp_path, monkeypatch, profile="gpu", model=str(tiny_bert), data="esnli", steps=2, n=20)) >= {"rationales-help", "fewer-labels"}
+    assert set(run(tmp_path, monkeypatch, profile="gpu", model=str(tiny_bert), data="esnli", steps=2,
+            n=20)) >= {"rationales-help", "fewer-labels"}
 
 def test_same_seed_same_record(tmp_path, monkeypatch):
     one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
@@ -55,7 +63,8 @@ def test_same_seed_same_record(tmp_path, monkeypatch):
 def test_own_file(tmp_path, monkeypatch):
     rows = [dict(q=f"what is {i} ?", a=str(i), why=f"it is {i}") for i in range(90)]
     (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = run(tmp_path, monkeypatch, profile="smoke", data=str(tmp_path/"mine.jsonl"), columns="input=q,label=a,rationale=why")
+    found = run(tmp_path, monkeypatch, profile="smoke", data=str(tmp_path/"mine.jsonl"),
+        columns="input=q,label=a,rationale=why")
     assert found["rationales-help"]["n_rows"] > 5
 
 def test_gpu_needs_a_model(tmp_path, monkeypatch):
