@@ -4,7 +4,7 @@ import json, math
 import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import executed
+from conftest import Failed, ran
 from slmkit.core.fit import batches, collate, fit, marked
 from slmkit.core.generate import classified
 from slmkit.core.settings import KitError
@@ -262,7 +262,7 @@ def test_guessing_by_hand(batch):
 
 # ---- the notebook
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 @pytest.fixture
 def tiny_bert(tmp_path):
@@ -289,9 +289,10 @@ def mine(tmp_path):
     (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return str(tmp_path/"mine.jsonl")
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["gpu", "paper"])
-def test_gpu_and_paper_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, tiny_bert, mine, profile):
-    found = run(tmp_path, monkeypatch, profile=profile, model=tiny_bert, data=mine, columns="input=q,label=a",
+def test_gpu_and_paper_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, tiny_bert, mine, profile):
+    found = run(tmp_path, torch_pool, profile=profile, model=tiny_bert, data=mine, columns="input=q,label=a",
         steps=2, n=20, others=1)
     assert set(found) == {"relations-beat-hidden-states", "value-relations-help"}
     arms = found["value-relations-help"]["arms"]
@@ -299,12 +300,13 @@ def test_gpu_and_paper_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatc
     assert all(math.isfinite(v) for v in arms.values()) and found["value-relations-help"]["n_rows"] > 5
     assert (arms["width_teacher"], arms["width_relations"], arms["width_hidden"]) == (16, 8, 8)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and len(one) == 1  # the second claim's arms are slow
 
-def test_gpu_needs_a_model(tmp_path, monkeypatch):
-    with pytest.raises(Exception, match="needs --model FOLDER"): run(tmp_path, monkeypatch, profile="gpu")
+def test_gpu_needs_a_model(tmp_path, torch_pool):
+    with pytest.raises(Failed, match="needs --model FOLDER"): run(tmp_path, torch_pool, profile="gpu")
 
 def test_rows_have_both_marks(tiny_bert):
     from transformers import AutoTokenizer

@@ -1,8 +1,8 @@
 """Bayes' rule by counting every text and by a peer, how often borderline labels are wrong exactly, the loop's rows,
 checkpoints, bad input."""
 import itertools, json, math
-import numpy as np, papermill, pytest, torch
-from conftest import ROOT, executed
+import numpy as np, pytest, torch
+from conftest import ROOT, Failed, ran
 from scipy.stats import binom, norm
 from slmkit.core.zoo import load_model
 from slmkit.synth.boundary_and_targets import (NAMES, WORDS, Author, at_random, augmented, between, encoded, held_out,
@@ -195,12 +195,13 @@ def tiny_bert(folder):
     return str(folder)
 
 FAST = {"borderline-beats-plain", "relabelling-is-crucial", "wrong-rows-beat-random-rows", "rounds-beat-all-at-once"}
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file_as_the_pool(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file_as_the_pool(tmp_path, torch_pool):
     model, mine = tiny_bert(tmp_path/"bert"), tmp_path/"mine.jsonl"
     from slmkit.toyland.tasks import task
     mine.write_text("\n".join(json.dumps(dict(text=r["input"], label=r["label"]))
             for split, k in (("train", 400), ("test", 60)) for r in task("topics", split, k)))
-    found = executed(NB, tmp_path, monkeypatch, profile="gpu", model=model, data=str(mine), columns="input=text", n=24,
+    found = ran(NB, tmp_path, torch_pool, profile="gpu", model=model, data=str(mine), columns="input=text", n=24,
         steps=3, short=3)
     assert set(found) == FAST | {"a-doubting-teacher-will-do", "blended-rows-beat-plain"}
     assert all(r["model"] == model for r in found.values())
@@ -209,17 +210,18 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file_as_the_pool(tmp_path, monkeypa
     assert arms["wrong_relabelled"] == 0 < arms["wrong_own_labels"] and arms["wrong_targeted"] == 0
     assert not any(k.endswith("_near") for k in arms) and all(map(math.isfinite, arms.values()))
 
-def test_bad_input_is_one_clear_line(tmp_path, monkeypatch):
-    with pytest.raises(papermill.PapermillExecutionError, match="profile gpu needs --model FOLDER"):
-        executed(NB, tmp_path, monkeypatch, profile="gpu")
+def test_bad_input_is_one_clear_line(tmp_path, torch_pool):
+    with pytest.raises(Failed, match="profile gpu needs --model FOLDER"):
+        ran(NB, tmp_path, torch_pool, profile="gpu")
     few = tmp_path/"few.jsonl"
     few.write_text("\n".join(json.dumps(dict(input=f"{w} {i}", label=w)) for w in ("goal", "oven") for i in range(50)))
-    with pytest.raises(papermill.PapermillExecutionError,
+    with pytest.raises(Failed,
             match="Pool: no more rows for '(goal|oven)': give a larger set, or a smaller n"):
-        executed(NB, tmp_path, monkeypatch, profile="smoke", data=str(few), n=60)
+        ran(NB, tmp_path, torch_pool, profile="smoke", data=str(few), n=60)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (executed(NB, tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (ran(NB, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == FAST
 
 def test_figure_needs_no_run():

@@ -4,7 +4,7 @@ import itertools, json, math
 import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import executed
+from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 from slmkit.infer.cascades import (LEVELS, answered, area, both_figure, deferral_curve, energy, first_layers, learned,
@@ -229,29 +229,32 @@ def tiny(tmp_path_factory, t5, bert):
         out[name] = str(place/name)
     return out
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 CLAIMS = {"learned-beats-sum-and-mean", "learned-beats-both-where-words-count", "the-sum-defers-by-length",
     "energy-is-not-worse", "cascade-beats-super", "cheaper-at-supers-accuracy"}
-def test_paper_path_on_tiny_checkpoints_two_of_each(tmp_path, monkeypatch, tiny):
-    found = run(tmp_path, monkeypatch, profile="paper", data="intents,tagging", labels="sentiment", rows=10,
+@pytest.mark.slow
+def test_paper_path_on_tiny_checkpoints_two_of_each(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="paper", data="intents,tagging", labels="sentiment", rows=10,
         steps=2, **tiny)
     assert set(found) == CLAIMS and found["energy-is-not-worse"]["model"] == tiny["model"]
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     arms = found["energy-is-not-worse"]["arms"]
     assert arms["swift_flops"]*3 == pytest.approx(arms["super_flops"]*2)  # two layers of three
 
-def test_gpu_path_cuts_a_checkpoint_and_reads_a_file(tmp_path, monkeypatch, tiny):
+@pytest.mark.slow
+def test_gpu_path_cuts_a_checkpoint_and_reads_a_file(tmp_path, torch_pool, tiny):
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(200)))
-    found = run(tmp_path, monkeypatch, profile="gpu", data=str(mine), labels=str(mine), model=tiny["model"],
+    found = run(tmp_path, torch_pool, profile="gpu", data=str(mine), labels=str(mine), model=tiny["model"],
         encoder=tiny["encoder"], rows=8, steps=1, temperature=2.)
     assert set(found) == CLAIMS
     assert found["energy-is-not-worse"]["arms"]["swift_flops"]*3 == pytest.approx(
         found["energy-is-not-worse"]["arms"]["super_flops"])
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS
 
 def test_figure_needs_no_run():

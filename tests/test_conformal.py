@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.stats import binomtest
-from conftest import executed
+from conftest import ran
 from slmkit.core.fit import collate, encode
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
@@ -228,17 +228,19 @@ def tiny(tmp_path):
     lm.save_pretrained(tmp_path/"lm")
     return dict(model=str(tmp_path/"t5"), answerer=str(tmp_path/"lm"))
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 PROMPTED = {"conformal-label-sets", "hole-sets-keep-the-promise", "holes-take-less-away", "ensembling-calibrates",
     "more-than-softening"}
-def test_gpu_path_on_tiny_checkpoints(tmp_path, monkeypatch, tiny):
-    found = run(tmp_path, monkeypatch, profile="gpu", train=2, pool=60, **tiny)
+@pytest.mark.slow
+def test_gpu_path_on_tiny_checkpoints(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="gpu", train=2, pool=60, **tiny)
     assert set(found) == PROMPTED | {"ensembling-calibrates-the-tuned"}
     assert {r["n_rows"] for r in found.values()} == {60}
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["holes-take-less-away"]["model"] == tiny["model"]
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == PROMPTED  # the tuned arms are slow

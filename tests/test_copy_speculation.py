@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import (DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
     MistralConfig, MistralForCausalLM)
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from conftest import executed
+from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 from slmkit.infer.copy_speculation import (Copy, NOTE, Trigrams, accepted, cast, choose, count, fact, grow, keep, look,
@@ -258,23 +258,25 @@ def test_a_report_has_one_answer_whatever_its_prompt_holds():
 
 # ---- the notebook
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 CLAIMS = {"same-tokens", "fewer-passes", "more-redundant-more-tokens", "longer-more-tokens", "faster-where-redundant",
     "learning-draft", "learning-draft-nothing-comes-back", "exploring-draft"}
 
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint(tmp_path, torch_pool):
     tok = build_tokenizer()
     tok.save_pretrained(tmp_path/"llama")
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok), "max_position_embeddings": 1024})).save_pretrained(
         tmp_path/"llama")
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"llama"), rows=1, teach=0)
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"llama"), rows=1, teach=0)
     assert set(found) == CLAIMS and found["same-tokens"]["value"] == 0
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["fewer-passes"]["model"] == str(tmp_path/"llama") and found["same-tokens"]["n_rows"] == 13
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert set(one) == CLAIMS
     assert all(one[c] == two[c] for c in CLAIMS - {"faster-where-redundant"})  # seconds differ

@@ -4,13 +4,13 @@ import gzip, json
 import pytest
 from functools import partial
 from pathlib import Path
-from conftest import executed
+from conftest import Failed, ran
 from slmkit.core.data import manifest
 from slmkit.toyland.tokenizer import build_tokenizer
 
 NB = Path(__file__).parents[1]/"nbs/distill/step_by_step.ipynb"
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 @pytest.fixture
 def tiny_t5(tmp_path):
@@ -46,26 +46,30 @@ def real_layout(tmp_path, monkeypatch):
             (folder/f["file"]).write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     monkeypatch.setenv("SLMKIT_DATA", str(tmp_path/"data"))
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["svamp", "cqa", "esnli", "anli1"])
-def test_paper_path_on_a_tiny_t5(tmp_path, monkeypatch, tiny_t5, real_layout, data):
-    found = run(tmp_path, monkeypatch, profile="paper", model=str(tiny_t5), data=data, steps=2)
+def test_paper_path_on_a_tiny_t5(tmp_path, torch_pool, tiny_t5, real_layout, data):
+    found = run(tmp_path, torch_pool, profile="paper", model=str(tiny_t5), data=data, steps=2)
     assert set(found) == {"rationales-help", "two-tasks-beat-one-sequence", "fewer-labels"}
     assert found["fewer-labels"]["n_rows"] == 24 and "teacher" in found["fewer-labels"]["arms"]
 
-def test_gpu_path_on_a_tiny_encoder(tmp_path, monkeypatch, tiny_bert, real_layout):
-    assert set(run(tmp_path, monkeypatch, profile="gpu", model=str(tiny_bert), data="esnli", steps=2,
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_encoder(tmp_path, torch_pool, tiny_bert, real_layout):
+    assert set(run(tmp_path, torch_pool, profile="gpu", model=str(tiny_bert), data="esnli", steps=2,
             n=20)) >= {"rationales-help", "fewer-labels"}
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two
 
-def test_own_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_own_file(tmp_path, torch_pool):
     rows = [dict(q=f"what is {i} ?", a=str(i), why=f"it is {i}") for i in range(90)]
     (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = run(tmp_path, monkeypatch, profile="smoke", data=str(tmp_path/"mine.jsonl"),
+    found = run(tmp_path, torch_pool, profile="smoke", data=str(tmp_path/"mine.jsonl"),
         columns="input=q,label=a,rationale=why")
     assert found["rationales-help"]["n_rows"] > 5
 
-def test_gpu_needs_a_model(tmp_path, monkeypatch):
-    with pytest.raises(Exception, match="needs --model FOLDER"): run(tmp_path, monkeypatch, profile="gpu")
+def test_gpu_needs_a_model(tmp_path, torch_pool):
+    with pytest.raises(Failed, match="needs --model FOLDER"): run(tmp_path, torch_pool, profile="gpu")

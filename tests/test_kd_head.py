@@ -226,6 +226,7 @@ def test_bench_verb_joins_the_group():
     said = CliRunner().invoke(app, ["bench", "kd", "--help"])
     assert said.exit_code == 0 and "--alone" in said.output and "Examples" in said.output
 
+@pytest.mark.slow
 def test_gpu_profile_of_the_notebook_on_a_tiny_shape(tmp_path, torch_pool):
     given = dict(profile="gpu", tokens=64, vocab=128, beta=1., temperature=2., rows=5)
     e, found = executed_in(torch_pool, ROOT/"nbs/distill/kd_head.ipynb", tmp_path, **given)

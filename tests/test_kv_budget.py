@@ -4,7 +4,7 @@ from functools import partial
 import json, math
 import numpy as np
 import pytest, torch
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
     Qwen2Config, Qwen2ForCausalLM)
 from slmkit.core.data import read_rows
@@ -257,7 +257,7 @@ def test_bad_input(llama):
 
 # ---- the notebook
 
-notebook = partial(executed, NB)
+notebook = partial(ran, NB)
 
 CLAIMS = {"recycled-places", "recycled-neighbourhoods", "shorter-stride", "far-heads",
     "heads-chosen-anew", "second-question"}
@@ -270,12 +270,13 @@ def saved(folder, heads=4):
             pad_token_id=0)).save_pretrained(folder)
     return str(folder)
 
-def test_gpu_path_on_a_tiny_checkpoint_that_shares_keys_and_records_of_ones_own(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_that_shares_keys_and_records_of_ones_own(tmp_path, torch_pool):
     mine, model = tmp_path/"mine.jsonl", saved(tmp_path/"llama", heads=2)
     row = lambda i: dict(records=[[f"key{i}{j}", " ".join(["red", "blue", "9", "tom"][:1 + j % 4])]
             for j in range(12)], key=f"key{i}3")
     mine.write_text("\n".join(json.dumps(row(i)) for i in range(5)))
-    found = notebook(tmp_path, monkeypatch, profile="gpu", model=model, data=str(mine), places=12, teach=2)
+    found = notebook(tmp_path, torch_pool, profile="gpu", model=model, data=str(mine), places=12, teach=2)
     assert set(found) == CLAIMS and found["far-heads"]["n_rows"] == 5 and found["far-heads"]["model"] == model
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())  # answers have one to four words
 
@@ -288,6 +289,7 @@ def test_a_file_without_records_is_refused(tmp_path):
     with pytest.raises(KitError, match="rows need the columns records") as e: names["from_file"](str(mine), None)
     assert "\n" not in str(e.value)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (notebook(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (notebook(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS - {"second-question"}  # whose curves are slow

@@ -4,7 +4,7 @@ from functools import partial
 import copy, json, math
 import pytest, torch
 from torch import nn
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.adapt.ladder_side import (Ladder, answer_loss, at_answers, choices, fisher, gated, kept, memory, narrow,
     pruned, saved_bytes, stream)
 from slmkit.core.fit import collate, prompted
@@ -174,11 +174,12 @@ def test_a_side_network_of_nothing_is_refused(lm):
         with pytest.raises(KitError, match=f"can't be divided by {r}") as e: narrow(lm[0].config, r)
         assert "\n" not in str(e.value)
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 CLAIMS = {"less-memory-than-adapters", "as-accurate-at-equal-parameters", "more-accurate-at-equal-memory",
     "pruned-start-helps"}
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
     lm[1].save_pretrained(tmp_path/"qwen")
@@ -187,9 +188,10 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
             bos_token_id=3)).save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
     assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS - {"pruned-start-helps"}  # whose arms are slow

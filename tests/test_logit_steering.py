@@ -3,7 +3,7 @@ models, bad input, the gpu path."""
 from functools import partial
 import copy, json, math
 import pytest, torch
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.adapt.logit_steering import Dynamic, check_pair, cut, matched, plane_figure, shift, steered, together
 from slmkit.core.generate import read
 from slmkit.core.settings import KitError
@@ -118,7 +118,7 @@ def test_other_vocabularies_and_architectures_are_refused(lm):
     with pytest.raises(KitError, match="no support for gpt2"):
         together([model, gpt], lambda a, b: a, torch.ones(1, 2).long(), torch.ones(1, 2).long(), 1)
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 def qwen(tok, folder, **shape):
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -131,7 +131,8 @@ def qwen(tok, folder, **shape):
 
 CLAIMS = {"steering-joins-knowledge-and-behaviour", "dynamic-beats-static", "dynamic-closes-the-gap",
     "facts-come-from-pretraining"}
-def test_gpu_path_on_a_real_pair_of_tiny_checkpoints_and_a_file(tmp_path, monkeypatch, lm):
+@pytest.mark.slow
+def test_gpu_path_on_a_real_pair_of_tiny_checkpoints_and_a_file(tmp_path, torch_pool, lm):
     tok = lm[1]
     # padded, as larger models of a family are
     large = qwen(tok, tmp_path/"large", num_hidden_layers=3, vocab_size=len(tok) + 8)
@@ -139,17 +140,19 @@ def test_gpu_path_on_a_real_pair_of_tiny_checkpoints_and_a_file(tmp_path, monkey
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}",
             rationale=f"{i + 1} . good .")) for i in range(100)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=large, small=small, data=str(mine), steps=2)
+    found = run(tmp_path, torch_pool, profile="gpu", model=large, small=small, data=str(mine), steps=2)
     assert set(found) == CLAIMS and found["dynamic-beats-static"]["n_rows"] == 15
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
-def test_gpu_path_cuts_a_checkpoint(tmp_path, monkeypatch, lm):
+@pytest.mark.slow
+def test_gpu_path_cuts_a_checkpoint(tmp_path, torch_pool, lm):
     large = qwen(lm[1], tmp_path/"large", num_hidden_layers=3)
-    found = run(tmp_path, monkeypatch, profile="gpu", model=large, heal=2, steps=2)
+    found = run(tmp_path, torch_pool, profile="gpu", model=large, heal=2, steps=2)
     assert set(found) == CLAIMS and found["dynamic-beats-static"]["model"] == large
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS - {"facts-come-from-pretraining"}  # whose arms are slow
 
 def test_figure_needs_no_run():

@@ -5,7 +5,7 @@ import copy, json, math
 import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series, adapted, bottleneck, count, found,
     from_peft, loras, mixture, read_back, size_for, to_peft, trained, write)
 from slmkit.core.settings import KitError
@@ -163,11 +163,12 @@ def test_an_unusual_lora_is_refused_by_the_name_of_what_is_unusual(tmp_path, lm)
         (tmp_path/"adapter_config.json").write_text(json.dumps(config | odd))
         with one_line(f"no support for its {list(odd)[0]}"): from_peft(lm[0], tmp_path)
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 CLAIMS = {"adapters-reach-full-tuning", "the-best-place-differs", "half-of-rank-one",
     "as-good-as-equal-counts", "half-the-bytes"}
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
     lm[1].save_pretrained(tmp_path/"qwen")
@@ -176,9 +177,10 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
             bos_token_id=3)).save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
-    found_ = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
+    found_ = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
     assert set(found_) == CLAIMS and all(math.isfinite(v) for r in found_.values() for v in r["arms"].values())
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS - {"the-best-place-differs"}  # whose arms are slow

@@ -3,7 +3,7 @@ bad input; the gpu path."""
 from functools import partial
 import copy, json, math
 import pytest, torch
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.adapt.merging import (Routed, added, difference, expert, factors, gated, gist, storage_figure, ties,
     ties_vector, total, train_router, weights)
 from slmkit.core.data import load
@@ -161,9 +161,10 @@ def test_a_router_of_another_number_of_tasks_is_refused(base, vectors):
     with pytest.raises(KitError, match="tells 3 tasks apart, there are 2 parts"):
         Routed(copy.deepcopy(base[0]), parts, router_for(base[0], [1., 0., 0.]))
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     from slmkit.toyland.tokenizer import build_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
     tok = build_tokenizer()
@@ -175,7 +176,7 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
             bos_token_id=3)).save_pretrained(folder)
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(99)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(folder), data=f"topics+{mine}", rows=12, steps=2,
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(folder), data=f"topics+{mine}", rows=12, steps=2,
         shown=4, tested=6)
     assert set(found) == {"routed-parts-keep-more", "the-shared-part-helps", "low-rank-is-enough"}
     arms = found["low-rank-is-enough"]["arms"]
@@ -183,8 +184,9 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
     assert arms["mb"] < arms["mb_1"] < arms["mb_32"]
     assert {"twin_8", "unshared_8", "together", "ties", "shuffled"} <= set(arms)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == {"routed-parts-keep-more"}  # the other claims' arms are slow
 
 def test_figure_needs_no_run():

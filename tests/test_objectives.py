@@ -4,7 +4,7 @@ import math, os, random
 import pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import executed
+from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.distill.kd_head import divergence, slope
 from slmkit.distill.objectives import (WAYS, Clock, chances, distances, distil_loss, entropy, meet, next_t, objective,
@@ -227,10 +227,11 @@ def tiny(tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path/"llama")
     return str(tmp_path/"llama")
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, tiny):
-    found = run(tmp_path, monkeypatch, profile="gpu", model=tiny, songs_sung=3, teach=4, steps=4, hidden=8)
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="gpu", model=tiny, songs_sung=3, teach=4, steps=4, hidden=8)
     assert set(found) == {"wandering-target-lowers-loss", "wandering-target-balances", "forward-blurs-reverse-drops",
         "listening-beats-the-line", "cover-first-then-pick"}
     r = found["cover-first-then-pick"]
@@ -238,6 +239,7 @@ def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, tiny):
             "constant", "large_forward", "teacher")} <= set(r["arms"])
     assert all(math.isfinite(v) for v in r["arms"].values()) and r["model"] == tiny and 600 < r["n_rows"] <= 729
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and len(one) == 2  # the other claims' arms are slow

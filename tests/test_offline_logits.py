@@ -238,6 +238,7 @@ def given(tmp_path, tiny):
             columns="input=text,label=kind", taught=16, teach=2, n=16, steps=2, k=3, layers=1)
     return make
 
+@pytest.mark.slow
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, given):
     e, found = run(tmp_path, torch_pool, **given(("dog", "cat")))
     assert e["status"] == "ok", e["error"]
@@ -256,6 +257,7 @@ def test_gpu_needs_a_folder(tmp_path, torch_pool):
     e, found = run(tmp_path, torch_pool, profile="gpu")
     assert e["status"] != "ok" and "needs --model FOLDER" in str(e["error"]) and not found
 
+@pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):
     one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3)[1] for name in ("one", "two"))
     assert set(one) == {"recalibrated-targets-teach-calibration", "five-tokens-hold-the-mass"}

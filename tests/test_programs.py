@@ -2,8 +2,8 @@
 writing a solution, the gpu path."""
 from functools import partial
 import ast, json, math, random, time
-import papermill, pytest
-from conftest import ROOT, executed
+import pytest
+from conftest import ROOT, Failed, ran
 from slmkit.core.score import arithmetic
 from slmkit.core.settings import KitError
 from slmkit.reason.programs import (FUNCTIONS, LARGEST, apart, as_program, as_rationale, as_text, recomputed, run,
@@ -156,7 +156,7 @@ def test_a_process_that_can_not_start_is_said():
 # ---- the notebook
 
 CLAIMS = {"programs-beat-rationales", "programs-are-better-lessons", "the-gap-grows-with-the-numbers"}
-notebook = partial(executed, NB)
+notebook = partial(ran, NB)
 
 def tiny_t5(folder):
     import torch
@@ -169,22 +169,24 @@ def tiny_t5(folder):
             decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)).save_pretrained(folder)
     return str(folder)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"tom has {i} nuts . he buys 3 . how many ?", label=str(i + 3),
             program=f"n = {i} + 3", rationale=f"nuts start at {i} . {i} + 3 is {i + 3} . answer : {i + 3}"))
             for i in range(120)))
-    found = notebook(tmp_path, monkeypatch, profile="gpu", model=tiny_t5(tmp_path/"t5"), data=str(mine), steps=2)
+    found = notebook(tmp_path, torch_pool, profile="gpu", model=tiny_t5(tmp_path/"t5"), data=str(mine), steps=2)
     assert set(found) == CLAIMS - {"the-gap-grows-with-the-numbers"} | {"verified-programs-are-better"}
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
-def test_a_file_without_programs_is_told_so(tmp_path, monkeypatch):
+def test_a_file_without_programs_is_told_so(tmp_path, torch_pool):
     (tmp_path/"mine.jsonl").write_text("\n".join(json.dumps(dict(input=f"{i} ?", label="1")) for i in range(60)))
-    with pytest.raises(papermill.PapermillExecutionError, match="has no column program and no column rationale"):
-        notebook(tmp_path, monkeypatch, profile="smoke", data=str(tmp_path/"mine.jsonl"))
+    with pytest.raises(Failed, match="has no column program and no column rationale"):
+        notebook(tmp_path, torch_pool, profile="smoke", data=str(tmp_path/"mine.jsonl"))
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (notebook(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (notebook(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS
 
 def test_figure_needs_no_run():

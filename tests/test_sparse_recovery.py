@@ -3,7 +3,7 @@ checkpoints, bad input."""
 from functools import partial
 import copy, json, math, random, warnings
 import numpy as np, pytest, torch
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms, mask_of, masks_of, prune, recovering,
     sparsity_figure, square_head, wanda, zeros)
 from slmkit.core.fit import batches, collate, fit
@@ -229,9 +229,10 @@ def test_bad_input():
 
 CLAIMS = {"layers-beat-labels", "layers-beat-logits", "inputs-choose-better", "layers-matter-at-high-sparsity",
           "dimensions-beat-layers"}
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     from slmkit.toyland.tokenizer import build_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
     tok = build_tokenizer()
@@ -240,13 +241,14 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
     Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "vocab_size": len(tok)})).save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2,
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2,
         sparsity=.5, group=4)
     assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["layers-beat-labels"]["arms"]["sparsity"] == .5
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     # whose arms are slow
     assert one == two and set(one) == CLAIMS - {"layers-matter-at-high-sparsity", "dimensions-beat-layers"}
 

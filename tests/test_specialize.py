@@ -183,6 +183,7 @@ def given(tmp_path, tiny):
         return dict(data=str(tmp_path/"rows.jsonl"), columns="input=q,label=a,rationale=r", steps=2) | fields
     return make
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile,kind", [("gpu", "lm"), ("paper", "t5")])
 def test_gpu_and_paper_paths_on_tiny_checkpoints_and_a_file(tmp_path, torch_pool, given, profile, kind):
     e, found = run(tmp_path, torch_pool, profile=profile, model=str(tmp_path/kind), **given())
@@ -198,6 +199,7 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, torch_pool, given):
         **given(columns="input=q,label=a"))
     assert e["status"] != "ok" and "has no rationale column" in str(e["error"])
 
+@pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):
     one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3)[1] for name in ("one", "two"))
     assert set(one) == MAIN and {c: r["arms"] for c, r in one.items()} == {c: r["arms"] for c, r in two.items()}

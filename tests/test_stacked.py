@@ -68,10 +68,24 @@ def test_in_double_precision_the_weights_are_those_of_single_runs(kind):
     assert a[0].loss != a[1].loss and min(a[0].loss) < a[0].loss[0]
     assert [h.tokens for h in a] == [h.tokens for h in b] and [h.compute for h in a] == [h.compute for h in b]
 
+def reordered(data, seed):
+    "The same batches with their rows in another order: the same losses, summed otherwise."
+    rng = random.Random(seed)
+    for b in data:
+        order = torch.tensor(rng.sample(range(len(b["input_ids"])), len(b["input_ids"])))
+        yield {k: v[order] for k, v in b.items()}
+
+def furthest(one, two): return max(abs(x - y) for h, g in zip(one, two) for x, y in zip(h.loss, g.loss))
+
 @pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
-def test_in_single_precision_the_losses_are_within_a_thousandth(kind):
-    _, joint, a, b = both(kind, steps=30)
-    assert all(abs(x - y) < 1e-3 for h, g in zip(a, b) for x, y in zip(h.loss, g.loss)) and a[0].loss != a[1].loss
+def test_in_single_precision_the_losses_differ_as_by_another_order_of_summation(kind):
+    how = dict(steps=12, lr=.003)  # so few that a rounding is not yet a path of its own, as it is after 20 at .01
+    _, joint, a, b = both(kind, **how)
+    orders = [fit_many(replicas(kind), loss, [reordered(feed(kind, i), seed) for i in range(3)], stacked=False,
+        bar=False, **how) for seed in range(3)]
+    rounding = max(furthest(a, c) for c in orders)
+    assert 0 < rounding and furthest(a, b) < 10*rounding
+    assert a[0].loss != a[1].loss and furthest(a[:1], a[1:2]) > 1e3*rounding  # another replica would be seen
     assert joint[0].config._attn_implementation == replicas(kind)[0].config._attn_implementation
     assert not joint[0]._forward_pre_hooks
 

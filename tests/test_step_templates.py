@@ -3,15 +3,15 @@ the gpu and paper paths."""
 import gzip, json, math, random
 from functools import partial
 import numpy as np
-import papermill, pytest
-from conftest import ROOT, executed
+import pytest
+from conftest import ROOT, Failed, ran
 from slmkit.core.data import load, manifest
 from slmkit.core.settings import KitError
 from slmkit.reason.step_templates import (THINK, answers_alone, by_task, checked, final, held, next_of_task, said,
     sizes_figure, slope, states, steps_figure, swaps, tasks_figure, template, two_coins)
 
 NB = ROOT/"nbs/reason/step_templates.ipynb"
-notebook = partial(executed, NB)
+notebook = partial(ran, NB)
 TRAINED = {"the-right-state-beats-none", "a-wrong-template-is-no-better-than-none"}
 REAL = {"chains-beat-answers-on-bbh", "right-states-come-with-right-answers"}
 
@@ -160,32 +160,35 @@ def test_real_rows_are_an_evaluation_set(bbh):
     assert len(rows) == 80 and set(rows.column_names) == {"id", "input", "label"} and rows[0]["label"] in ("(A)", "(B)")
     assert load("bbh-codex", "test")[0]["teacher_label"] == "(A)"
 
-def test_stored_outputs_and_the_same_seed(tmp_path, monkeypatch, bbh):
-    one, two = (notebook(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_stored_outputs_and_the_same_seed(tmp_path, torch_pool, bbh):
+    one, two = (notebook(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == TRAINED | REAL
     real = one["chains-beat-answers-on-bbh"]
     assert real["n_rows"] == 8 and real["arms"]["chain"] + real["arms"]["direct"] == 1
     assert one["right-states-come-with-right-answers"]["arms"]["right states"] == 1
 
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, torch_pool):
     monkeypatch.delenv("SLMKIT_DATA", raising=False)
     one, two = tiny_llama(tmp_path/"lm"), tiny_llama(tmp_path/"wide", 32)
-    found = notebook(tmp_path, monkeypatch, profile="gpu", model=one, steps=2, n=60, sizes=f"{one} {two}")
+    found = notebook(tmp_path, torch_pool, profile="gpu", model=one, steps=2, n=60, sizes=f"{one} {two}")
     assert set(found) == TRAINED | {"the-gain-grows-with-the-size"}  # without data there are no real rows
     assert {f"state, {one}", f"size, {two}"} <= set(found["the-gain-grows-with-the-size"]["arms"])
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
-def test_paper_path_prompts_a_tiny_checkpoint(tmp_path, monkeypatch, bbh):
-    found = notebook(tmp_path, monkeypatch, profile="paper", model=tiny_llama(tmp_path/"lm"))
+@pytest.mark.slow
+def test_paper_path_prompts_a_tiny_checkpoint(tmp_path, torch_pool, bbh):
+    found = notebook(tmp_path, torch_pool, profile="paper", model=tiny_llama(tmp_path/"lm"))
     # it writes no state
     assert set(found) == {"chains-beat-answers-on-bbh"} and found["chains-beat-answers-on-bbh"]["n_rows"] == 80
 
 @pytest.mark.parametrize("given,said_", [(dict(data="dice"), "no data 'dice'"),
         (dict(data="bbh"), "data bbh is not here")])
-def test_what_can_not_be_run_is_said(tmp_path, monkeypatch, given, said_):
+def test_what_can_not_be_run_is_said(tmp_path, monkeypatch, torch_pool, given, said_):
     monkeypatch.delenv("SLMKIT_DATA", raising=False)
-    with pytest.raises(papermill.PapermillExecutionError, match=said_):
-        notebook(tmp_path, monkeypatch, profile="smoke", **given)
+    with pytest.raises(Failed, match=said_):
+        notebook(tmp_path, torch_pool, profile="smoke", **given)
 
 def test_the_sets_are_in_the_manifest():
     for name in ("bbh", "bbh-codex"):

@@ -3,7 +3,7 @@ checkpoints, bad input."""
 from functools import partial
 import copy, json, math, random
 import numpy as np, pytest, torch
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.compress.structured import (LoRA, bars_figure, counts, globally, gradients, groups, layers_of, load_smaller,
     magnitude, merge, per_unit, places, scores_of, sizes, smaller, take, taylor, uniform, with_lora)
 from slmkit.core.decode import decode
@@ -259,9 +259,10 @@ def test_bad_input(tmp_path):
 
 CLAIMS = {"loss-knows-better", "lora-recovers-most", "one-ranking-beats-even", "the-gain-is-in-the-layers",
     "balance-helps-when-half-goes", "really-faster", "ahead-after-recovery"}
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     from slmkit.toyland.tokenizer import build_tokenizer
     tok = build_tokenizer()
     tok.save_pretrained(tmp_path/"qwen")
@@ -269,12 +270,13 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes {i + 1} and then {i + 2} .", label="-"))
             for i in range(900)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2, share=.5)
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2, share=.5)
     assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["really-faster"]["arms"]["parameters_small"] < found["really-faster"]["arms"]["parameters_dense"]
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert set(one) == CLAIMS - {"ahead-after-recovery"}  # whose arms are slow
     timeless = lambda r: {k: v for k, v in r["arms"].items() if not k.startswith("seconds")}
     assert all(timeless(one[c]) == timeless(two[c]) and one[c]["rows"] == two[c]["rows"] for c in one)

@@ -4,7 +4,7 @@ import itertools, math, random
 import pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import executed
+from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.distill.teacher_hacking import (asked, copy_loss, copying, counted, distance, distil, exam, fixed, fresh,
@@ -159,7 +159,7 @@ def tiny(tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path/"llama")
     return str(tmp_path/"llama")
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 def test_a_checkpoint_speaks_the_grammars_words(tiny, g):
     model, tok = speaker(g, 0, tiny), build_tokenizer()
@@ -171,8 +171,9 @@ def test_a_checkpoint_speaks_the_grammars_words(tiny, g):
     assert torch.allclose(next_words(model, numbers(g, [s]))[0, :5], logits.log_softmax(-1), atol=1e-5)
     assert sample(model, 3, 5).max() <= len(g.words)
 
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, tiny):
-    found = run(tmp_path, monkeypatch, profile="gpu", model=tiny, data="small_grammar", read=40, texts=24,
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="gpu", model=tiny, data="small_grammar", read=40, texts=24,
         teach=4, steps=4)
     assert set(found) == {"few-fixed-texts-are-hacked", "diversity-prevents-hacking"}
     arms = found["diversity-prevents-hacking"]["arms"]
@@ -180,8 +181,9 @@ def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, tiny):
     assert {"fixed_hacked", "diverse_hacked", "cool_hacked", "perfect_rise"} <= set(arms)
     assert all(math.isfinite(v) for v in arms.values()) and found["diversity-prevents-hacking"]["model"] == tiny
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and len(one) == 1  # the second claim's arms are slow
 
 def test_what_is_no_decoder_is_refused(g):

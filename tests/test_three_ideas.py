@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest, torch
 import torch.nn.functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-from conftest import executed
+from conftest import ran
 from slmkit.infer.three_ideas import Starts, again, in_parts, linear_all, onward, read_on
 from slmkit.toyland.tokenizer import build_tokenizer
 torch.set_num_threads(1)
@@ -62,22 +62,24 @@ def test_one_layer_of_all_against_each_and_in_few_operations():
     with Starts() as starts: out = linear_all(x, w, b)
     assert torch.allclose(out, torch.stack([F.linear(*three) for three in zip(x, w, b)])) and starts.n < 7
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 CLAIMS = {"parts-give-the-same-gradients", "a-cache-gives-the-same-tokens", "stacked-seeds-train-the-same",
     "parts-need-less-memory", "a-cache-is-faster", "stacked-seeds-start-less", "stacked-seeds-are-faster"}
 
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint(tmp_path, torch_pool):
     tok = build_tokenizer()
     tok.save_pretrained(tmp_path/"llama")
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE | dict(vocab_size=len(tok)))).save_pretrained(tmp_path/"llama")
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"llama"), shrink=64)
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"llama"), shrink=64)
     assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["a-cache-is-faster"]["model"] == str(tmp_path/"llama")
     assert found["stacked-seeds-train-the-same"]["value"] < 1e-3
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     clocked = {"a-cache-is-faster", "stacked-seeds-are-faster"}
     assert set(one) == CLAIMS and all(one[c] == two[c] for c in CLAIMS - clocked)

@@ -5,7 +5,7 @@ import copy, json, math
 import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.compress.weight_only import (
     QuantLinear, affine, bits_figure, dequantize, effective_bits, granularity, own_tensors, pack, quantize,
     quantized, quantized_layers, read_back, round_trip, save, scales_only, spread, unpack)
@@ -184,19 +184,21 @@ def test_bad_input(lm, tmp_path):
 CLAIMS = {"fine-where-needed-with-outliers", "fine-where-needed", "better-than-even-spending",
     "scales-beat-lora-then-rounding-3", "scales-beat-lora-then-rounding-4", "scales-beat-lora-then-rounding-2",
     "scales-restore-language-modeling"}
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
     qwen(lm[1], tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
     assert set(found) == CLAIMS | {"scales-come-near-qat"}
     assert found["fine-where-needed"]["model"] == str(tmp_path/"qwen")
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS
 
 def test_figure_needs_no_run():
