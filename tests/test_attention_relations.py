@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
 from conftest import Failed, ran
-from slmkit.core.fit import batches, collate, fit, marked
+from slmkit.core.fit import collate, fit, marked
 from slmkit.core.generate import classified
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer

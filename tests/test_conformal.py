@@ -14,7 +14,6 @@ from slmkit.distill.offline_logits import ece
 from slmkit.judge.conformal import (FORMS, alike, conformal, first_miss, label_probabilities, options, pac, parse, path,
     prompts, resample, size, taken_away, together, with_holes, word_costs, worded)
 from slmkit.toyland.tasks import task
-from slmkit.toyland.tokenizer import build_tokenizer
 
 NB = Path(__file__).parents[1]/"nbs/judge/conformal.ipynb"
 

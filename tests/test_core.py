@@ -2,7 +2,7 @@
 import hashlib, random
 import nbformat, pytest
 from slmkit.toyland.documents.world import grams, leaks
-from slmkit.toyland.documents.sample import document, every_kind, long_text, text
+from slmkit.toyland.documents.sample import document, every_kind, text
 from slmkit.core.settings import KitError, directives, nearest, settings, skip_reason
 from slmkit.toyland.tasks import SHARES, TASKS, split_of, task
 from slmkit.toyland.tasks import corrupt

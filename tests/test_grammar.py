@@ -3,7 +3,7 @@ value."""
 import math, random
 import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from slmkit.toyland.grammar import (RULES, Grammar, bigram, causal, grammar, inside, kl, kl_estimate, oracle,
+from slmkit.toyland.grammar import (Grammar, bigram, causal, grammar, inside, kl, kl_estimate, oracle,
     sentence_logs, strings, word_ids)
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer

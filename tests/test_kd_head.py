@@ -1,5 +1,5 @@
-"The chunked distillation head against the loss written out, autograd, TRL and Liger; its edges; its benchmark."
-import importlib.util, json, math, os
+"The chunked distillation head against the loss written out, autograd, TRL and Liger; its edges."
+import math, os
 import pytest, torch
 from conftest import ROOT, executed_in
 from torch.nn.functional import log_softmax
@@ -197,34 +197,6 @@ def test_bfloat16_errs_no_more_than_trl_and_liger(peers):
             theirs = error(lambda *x: peer(*x, labels, beta, 1.))
             # below 1e-6 a loss has float32's own rounding; what bfloat16 costs is a thousand times that
             assert all(o <= max(t, 1e-6) for o, t in zip(ours, theirs)), (name, beta, ours, theirs)
-
-def test_bench_names_what_is_missing_and_measures_the_rest(monkeypatch):
-    from slmkit.cli import bench_kd
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in ("trl", "liger_kernel")
-        else find(name, *a))
-    result = json.loads(json.dumps(bench_kd.bench_kd(64, 128, 8, 12, repeats=3, compiled=False)))
-    assert result["missing"] == ["trl", "liger_kernel"] and result["peers"] == {}
-    assert set(result["seconds"]) == {"slmkit", "slmkit_torch", "products"}
-    assert {"torch", "python"} <= set(result["versions"])
-    assert result["hardware"]
-    s = result["seconds"]["slmkit"]
-    assert s["least"] <= s["median"] <= s["most"]
-
-def test_bench_times_nothing_that_differs():
-    from slmkit.cli import bench_kd
-    wrong = dict(slmkit=kd_head, peer=lambda *x: kd_head(*x, temperature=1.001))
-    with pytest.raises(KitError, match="peer is off by .*not timed"):
-        bench_kd.differences(wrong, bench_kd.draw(64, 128, 8, 12))
-
-def test_bench_verb_joins_the_group():
-    import typer
-    from typer.testing import CliRunner
-    from slmkit.cli import bench
-    app = typer.Typer()
-    bench.verbs(app)
-    said = CliRunner().invoke(app, ["bench", "kd", "--help"])
-    assert said.exit_code == 0 and "--alone" in said.output and "Examples" in said.output
 
 @pytest.mark.slow
 def test_gpu_profile_of_the_notebook_on_a_tiny_shape(tmp_path, torch_pool):

@@ -6,7 +6,7 @@ import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
 from conftest import ROOT, ran
-from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series, adapted, bottleneck, count, found,
+from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series, adapted, count, found,
     from_peft, loras, mixture, read_back, size_for, to_peft, trained, write)
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model

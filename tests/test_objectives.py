@@ -8,7 +8,7 @@ from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.distill.kd_head import divergence, slope
 from slmkit.distill.objectives import (WAYS, Clock, chances, distances, distil_loss, entropy, meet, next_t, objective,
-    reached, skewed, songs, study, unsure)
+    reached, songs, study, unsure)
 from slmkit.distill.teacher_hacking import asked, copying, exam, fixed, labelled, next_words, numbers, sample, speaker
 from slmkit.toyland.grammar import Grammar
 from slmkit.toyland.tokenizer import build_tokenizer

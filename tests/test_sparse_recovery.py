@@ -1,7 +1,7 @@
 """Masks against loops, the authors' running mean and torchao; SquareHead against loops; zeros that stay zeros;
 checkpoints, bad input."""
 from functools import partial
-import copy, json, math, random, warnings
+import copy, json, math, random
 import numpy as np, pytest, torch
 from conftest import ROOT, ran
 from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms, mask_of, masks_of, prune, recovering,

@@ -10,7 +10,7 @@ from transformers import (BertConfig, BertForSequenceClassification, GPT2Config,
     LlamaForCausalLM, T5Config, T5ForConditionalGeneration)
 from slmkit.core.fit import batches, fit
 from slmkit.core.settings import KitError
-from slmkit.core.stacked import CAUSAL, fit_many, fit_stacked
+from slmkit.core.stacked import CAUSAL, fit_many
 from slmkit.verdicts.attest import reattest
 from slmkit.verdicts.ledger import publish, verdicts
 torch.set_num_threads(1)

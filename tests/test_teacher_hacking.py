@@ -190,7 +190,7 @@ def test_what_is_no_decoder_is_refused(g):
     with pytest.raises(KitError, match="no causal model"): speaker(g, 0, "t5-1m")
 
 def test_a_tokenizer_that_breaks_words_is_refused(tmp_path, g, tiny):
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
     from tokenizers import Tokenizer, models, pre_tokenizers
     letters = {c: i for i, c in enumerate(["<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz."])}
     t = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="<unk>"))

@@ -1,7 +1,7 @@
 """Affine groups against torchao and numpy, packing against numpy's bits, layers, files, the rule for group sizes,
 bad input, the gpu path."""
 from functools import partial
-import copy, json, math
+import json, math
 import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
