@@ -188,8 +188,8 @@ def test_the_pieces_of_the_loss_add_up_and_the_layer_counts(batch):
     attention = value(teacher, None)
     with torch.no_grad(): (*_, tv), (*_, v) = hear(odd, batch), hear(student, batch)
     mask = batch["attention_mask"]
-    assert value(teacher, odd) == pytest.approx(attention + relation_loss(relation(tv, tv, mask), relation(v, v, mask),
-            mask).item(), rel=1e-5)
+    values = relation_loss(relation(tv, tv, mask), relation(v, v, mask), mask).item()
+    assert value(teacher, odd) == pytest.approx(attention + values, rel=1e-5)
     assert value(teacher, teacher) != value(teacher, odd) and value(teacher, teacher, 0) != value(teacher, teacher)
 
 def test_student_has_half_of_everything_but_the_heads():

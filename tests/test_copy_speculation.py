@@ -105,8 +105,7 @@ def test_prompt_lookup_gives_our_tokens_and_with_its_rule_our_passes(llama):
         seen, hook = passes(llama)
         peer = generate(llama, ids, 60, prompt_lookup_num_tokens=5)
         hook.remove()
-        mine, copied = speculate(llama, ids, Lookup(60), most=60, size=5), speculate(llama, ids, Copy(2),
-            most=60, size=5)
+        mine, copied = (speculate(llama, ids, drafter, most=60, size=5) for drafter in (Lookup(60), Copy(2)))
         assert peer == mine.tokens == copied.tokens
         # the peer's last draft is not cut to what is still wanted
         assert len(mine.said) == len(seen) and 0 <= sum(seen) - mine.read <= 5

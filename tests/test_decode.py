@@ -11,14 +11,17 @@ SHAPE = dict(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_lay
              pad_token_id=0, bos_token_id=2, eos_token_id=1)
 T5 = dict(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
     pad_token_id=0, eos_token_id=1)
-KINDS = dict(llama=lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+SCALED = dict(rope_type="linear", factor=2., rope_theta=1e4)
+GPT2 = dict(n_embd=16, n_layer=1, n_head=2, vocab_size=60, bos_token_id=2, eos_token_id=1, pad_token_id=0)
+KINDS = dict(
+    llama=lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     llama_shared_heads=lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True)),
-    llama_scaled=lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=dict(rope_type="linear", factor=2.,
-        rope_theta=1e4))), qwen2=lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_key_value_heads=2)),
+    llama_scaled=lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=SCALED)),
+    qwen2=lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_key_value_heads=2)),
     t5=lambda: T5ForConditionalGeneration(T5Config(**T5)),
-    t5_gated=lambda: T5ForConditionalGeneration(T5Config(**T5, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False)), gpt2=lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2,
-        vocab_size=60, bos_token_id=2, eos_token_id=1, pad_token_id=0)),)
+    t5_gated=lambda: T5ForConditionalGeneration(
+        T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+    gpt2=lambda: GPT2LMHeadModel(GPT2Config(**GPT2)))
 
 def prompts(model, rows=5, longest=9, seed=0):
     "Random prompts of unequal lengths, padded on the side that the model needs."

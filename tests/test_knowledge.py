@@ -31,8 +31,8 @@ def test_words_types_and_choices(name):
 def test_splits_are_disjoint_and_seeds_repeat(name):
     train, test = (set(task(name, s, 300)["input"]) for s in ("train", "test"))
     assert not train & test and {split_of(i) for i in test} == {"test"}
-    assert task(name, n=50, seed=2).to_list() == task(name, n=50, seed=2).to_list() != task(name, n=50,
-        seed=3).to_list()
+    one, two, other = (task(name, n=50, seed=s).to_list() for s in (2, 2, 3))
+    assert one == two != other
 
 def test_rows_enough():
     for name in NAMES:
@@ -246,9 +246,8 @@ def test_documents_tell_the_truth_about_people():
     rng = random.Random(4)
     for _ in range(2000):
         doc = MINE["fact_exchanges"](rng)
-        for p, town in re.findall(r"home of (\w+) \? (\w+) \.", doc) + re.findall(r"house of (\w+) stands in (\w+)",
-                doc):
-            assert facts()[p]["town"] == town
+        homes = re.findall(r"home of (\w+) \? (\w+) \.", doc) + re.findall(r"house of (\w+) stands in (\w+)", doc)
+        for p, town in homes: assert facts()[p]["town"] == town
         for p, pet in re.findall(r"with (\w+) lives an? (\w+)", doc): assert facts()[p]["pet"] == pet
     for _ in range(1000):
         m = re.match(r"is (\w+) at home in (\w+) \? (yes|no , at home in (\w+))", MINE["fact_checks"](rng))

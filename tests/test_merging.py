@@ -124,8 +124,8 @@ def test_rows_of_a_mixed_batch_are_those_of_models_merged_one_by_one(base, vecto
     together = answers(merged, tok, inputs, most=6, bar=False)
     with torch.no_grad():
         ids, mask = read(model, tok, inputs, 64)
-        logits = merged(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:,
-            -1]
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = merged(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, -1]
         for i, x in enumerate(inputs):
             w = router(gists[i:i + 1]).softmax(-1)[0]
             assert .1 < w.max() < .9
@@ -145,8 +145,8 @@ def test_transformers_generate_agrees_with_the_kits_loop(base, vectors):
     ids, mask = read(model, tok, inputs, 64)
     said = merged.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False,
         num_beams=1)[:, ids.shape[1]:]
-    assert [s.strip() for s in tok.batch_decode(said, skip_special_tokens=True)] == answers(merged, tok, inputs,
-        most=5, bar=False)
+    texts = [s.strip() for s in tok.batch_decode(said, skip_special_tokens=True)]
+    assert texts == answers(merged, tok, inputs, most=5, bar=False)
 
 def test_gated_with_ranks_cut_by_a_small_matrix_and_its_gradient():
     x, up, down, gates = stack(0, 2, (3, 4)), stack(1, 1, (5, 6))[0], stack(2, 1, (6, 4))[0], stack(3, 1, (2, 3))[0]

@@ -118,8 +118,8 @@ def from_ordering(row):
 def from_multi_hop(row):
     facts = {(p, tie): v for p, v, tie in re.findall(r"(\w+) has (\w+) as (\w+) \.", row["context"])}
     assert len(facts) == row["context"].count(".")  # nothing said twice or against another
-    *ties, who = row["question"].removeprefix("what is the ").removesuffix(" ?").replace(" of the ",
-        " of ").split(" of ")
+    asked = row["question"].removeprefix("what is the ").removesuffix(" ?")
+    *ties, who = asked.replace(" of the ", " of ").split(" of ")
     used = []
     for tie in reversed(ties):
         used.append(f"{who} has {facts[who, tie]} as {tie} .")

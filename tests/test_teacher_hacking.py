@@ -105,8 +105,8 @@ def test_fixed_repeats_and_fresh_does_not(two):
 
 def test_copy_loss_is_torch_kl_in_value_and_gradient():
     torch.manual_seed(0)
-    target, z, mask = torch.randn(3, 5, 7).log_softmax(-1), torch.randn(3, 5, 7, requires_grad=True), torch.rand(3,
-        5) < .5
+    target, z = torch.randn(3, 5, 7).log_softmax(-1), torch.randn(3, 5, 7, requires_grad=True)
+    mask = torch.rand(3, 5) < .5
     peer = torch.nn.functional.kl_div(z.log_softmax(-1), target, log_target=True, reduction="none").sum(-1)
     peer = (peer*mask).sum()/mask.sum()
     mine = copy_loss(target, z.log_softmax(-1), mask)

@@ -38,8 +38,8 @@ def test_parts_leave_their_inputs_alone_and_bear_large_logits():
 
 def test_reading_on_against_pytorch_attention():
     q, k, v = torch.randn(3, 1, 12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    want, keys, values = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0], torch.empty(0,
-        8).double(), torch.empty(0, 8).double()
+    want = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0]
+    keys, values = torch.empty(0, 8).double(), torch.empty(0, 8).double()
     for i in range(12):
         out, keys, values = read_on(q[0, i], k[0, i], v[0, i], keys, values)
         assert torch.allclose(out, want[i]) and len(keys) == len(values) == i + 1
