@@ -7,7 +7,8 @@ from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model, zoo, zoo_folder
 from slmkit.toyland.tokenizer import build_tokenizer
 
-@pytest.mark.parametrize("name", list(zoo()))
+QUICK = "lm-0.1m", "t5-1m"  # the other models take longer
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in zoo()])
 def test_the_card_is_reached(name):
     card = zoo()[name]
     many = 40 if card["parameters"] < 2e6 else 24
