@@ -36,15 +36,21 @@ class Batch:
             for part in ("running", "codes"): (self.folder/part).mkdir(parents=True, exist_ok=True)
         except OSError as e: raise KitError(f"--out {folder}: no folder to write into ({e.strerror}): choose another")
         self.sweep()
-    def scratch(self, run):
-        return self.folder/"running"/f"{run['id']}.{os.getpid()}"
-    def job(self, run):
-        "What an executor needs to know of a run."
-        place = self.scratch(run)
-        env = dict(SLMKIT_RECORD=str(place/"claims.jsonl"), SLMKIT_TECHNIQUE=run["technique"],
-                   SLMKIT_HASHES=json.dumps(run["hashes"]))
-        return dict(id=run["id"], notebook=run["path"], output=str(place/"notebook.ipynb"), log=str(place/"log.txt"),
-                    env=env, parameters=run["given"], cwd=str(Path(run["path"]).parent), timeout=self.timeout or None)
+
+# %% ../../nbs/run/batch.ipynb #259bb096
+@patch
+def scratch(self: Batch, run):
+    return self.folder/"running"/f"{run['id']}.{os.getpid()}"
+
+# %% ../../nbs/run/batch.ipynb #0f882001
+@patch
+def job(self: Batch, run):
+    "What an executor needs to know of a run."
+    place = self.scratch(run)
+    env = dict(SLMKIT_RECORD=str(place/"claims.jsonl"), SLMKIT_TECHNIQUE=run["technique"],
+               SLMKIT_HASHES=json.dumps(run["hashes"]))
+    return dict(id=run["id"], notebook=run["path"], output=str(place/"notebook.ipynb"), log=str(place/"log.txt"),
+                env=env, parameters=run["given"], cwd=str(Path(run["path"]).parent), timeout=self.timeout or None)
 
 # %% ../../nbs/run/batch.ipynb #16864734
 @patch

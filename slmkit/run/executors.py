@@ -74,24 +74,36 @@ class Outputs:
     "What the running cell gives, in order."
     def __init__(self, man, tell): # papermill's manager of the notebook, called with the fields of an event
         self.man, self.tell, self.held, self.shown, self.at, self.last = man, tell, [], {}, None, 0.
-    def write(self, name, text): # stdout | stderr
-        self.held.append((name, text))
-        if time.monotonic() - self.last < .2: return
-        self.last = time.monotonic()
-        self.settle()
-        self.report(text)
-        self.man.autosave_cell()
-    def report(self, text=""):
-        line = text.replace("\r", "\n").strip().rpartition("\n")[2][:120]
-        self.tell(event="progress", cell=self.at + 1, cells=len(self.man.nb.cells), text=line)
-    def settle(self):
-        "Put the text that has come into the cell."
-        held, self.held = self.held, []
-        for name, pieces in itertools.groupby(held, lambda piece: piece[0]):
-            self.add(dict(output_type="stream", name=name, text="".join(text for _, text in pieces)))
-    def add(self, o): # a dict in notebook format
-        if self.held: self.settle()
-        add_output(self.man.nb.cells[self.at].outputs, o, self.shown)
+
+# %% ../../nbs/run/executors.ipynb #06dafd27
+@patch
+def write(self: Outputs, name, text): # stdout | stderr
+    self.held.append((name, text))
+    if time.monotonic() - self.last < .2: return
+    self.last = time.monotonic()
+    self.settle()
+    self.report(text)
+    self.man.autosave_cell()
+
+# %% ../../nbs/run/executors.ipynb #4901e38c
+@patch
+def report(self: Outputs, text=""):
+    line = text.replace("\r", "\n").strip().rpartition("\n")[2][:120]
+    self.tell(event="progress", cell=self.at + 1, cells=len(self.man.nb.cells), text=line)
+
+# %% ../../nbs/run/executors.ipynb #db12c724
+@patch
+def settle(self: Outputs):
+    "Put the text that has come into the cell."
+    held, self.held = self.held, []
+    for name, pieces in itertools.groupby(held, lambda piece: piece[0]):
+        self.add(dict(output_type="stream", name=name, text="".join(text for _, text in pieces)))
+
+# %% ../../nbs/run/executors.ipynb #c35afbad
+@patch
+def add(self: Outputs, o): # a dict in notebook format
+    if self.held: self.settle()
+    add_output(self.man.nb.cells[self.at].outputs, o, self.shown)
 
 # %% ../../nbs/run/executors.ipynb #7612ff30
 class Stream(io.TextIOBase):
@@ -386,17 +398,26 @@ class Local:
         self.offline, self.log, self.live = offline, str(log or os.devnull), {}
         self.modules = [*BASE, *modules]
         if forks(): self._warm()
-    def stop(self, id):
-        if id in self.live: self.live[id].stopped = True
-    def close(self):
-        "End all runs."
-        while self.live: kill(self.live.popitem()[1].process)
-    @contextmanager
-    def around(self):
-        "What surrounds the start of a process: the environment of the fork server, and no main module."
-        place = os.pathsep.join([str(package_folder().parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        warm = dict(SLMKIT_WARM=" ".join(self.modules), SLMKIT_WARM_LOG=self.log) if forks() else {}
-        with modified_env(**{**environment(self.offline), **warm, "PYTHONPATH": place}), no_main(): yield
+
+# %% ../../nbs/run/executors.ipynb #d910aa68
+@patch
+def stop(self: Local, id):
+    if id in self.live: self.live[id].stopped = True
+
+# %% ../../nbs/run/executors.ipynb #a63cbd82
+@patch
+def close(self: Local):
+    "End all runs."
+    while self.live: kill(self.live.popitem()[1].process)
+
+# %% ../../nbs/run/executors.ipynb #de811cf6
+@patch
+@contextmanager
+def around(self: Local):
+    "What surrounds the start of a process: the environment of the fork server, and no main module."
+    place = os.pathsep.join([str(package_folder().parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    warm = dict(SLMKIT_WARM=" ".join(self.modules), SLMKIT_WARM_LOG=self.log) if forks() else {}
+    with modified_env(**{**environment(self.offline), **warm, "PYTHONPATH": place}), no_main(): yield
 
 # %% ../../nbs/run/executors.ipynb #d4404f19
 @patch
@@ -516,14 +537,23 @@ class Ray:
         if self.mine: ray.init(address=address, log_to_driver=False, logging_level="error")
         gpus = int(bool(gpu and ray.cluster_resources().get("GPU", 0)))
         self.task = ray.remote(on_node).options(num_cpus=1, num_gpus=gpus, max_retries=5)
-    def start(self, job):
-        text = Path(job["notebook"]).read_text(encoding="utf-8")
-        self.refs[self.task.remote(job, text, self.modules, self.offline)] = job
-    def stop(self, id):
-        for ref, job in self.refs.items():
-            if job["id"] == id: self.ray.cancel(ref, force=True)
-    def close(self):
-        if self.mine: self.ray.shutdown()
+
+# %% ../../nbs/run/executors.ipynb #3aef9a32
+@patch
+def start(self: Ray, job):
+    text = Path(job["notebook"]).read_text(encoding="utf-8")
+    self.refs[self.task.remote(job, text, self.modules, self.offline)] = job
+
+# %% ../../nbs/run/executors.ipynb #2ef3663f
+@patch
+def stop(self: Ray, id):
+    for ref, job in self.refs.items():
+        if job["id"] == id: self.ray.cancel(ref, force=True)
+
+# %% ../../nbs/run/executors.ipynb #0c2fadd1
+@patch
+def close(self: Ray):
+    if self.mine: self.ray.shutdown()
 
 # %% ../../nbs/run/executors.ipynb #37d33f5b
 @patch
