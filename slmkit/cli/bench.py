@@ -202,7 +202,8 @@ def verbs(app): # typer.Typer
     "Add `bench` to the command line."
     O = typer.Option
     @app.command("bench", epilog="Examples: slmkit bench -n 64 --rounds 3 · slmkit bench --suite > bench.json")
-    def _(n: int = O(16, "-n", min=1, help="Runs of the tiny notebook."), rounds: int = O(1, min=1, help="Times all over."),
+    def _(n: int = O(16, "-n", min=1, help="Runs of the tiny notebook."),
+          rounds: int = O(1, min=1, help="Times all over."),
           suite: bool = O(False, "--suite", help="The project's techniques at smoke instead."),
           side: int = O(2, min=1, help="Processes at once.")):
         "Runs per minute against plain papermill, on the same notebooks with equal outputs; memory; planning. JSON."

@@ -37,10 +37,9 @@ class Batch:
         except OSError as e: raise KitError(f"--out {folder}: no folder to write into ({e.strerror}): choose another")
         self.sweep()
 
-# %% ../../nbs/run/batch.ipynb #b9a59d3b
+# %% ../../nbs/run/batch.ipynb #259bb096
 @patch
 def scratch(self: Batch, run):
-    "Where a run of this process is done."
     return self.folder/"running"/f"{run['id']}.{os.getpid()}"
 
 # %% ../../nbs/run/batch.ipynb #0f882001

@@ -8,7 +8,7 @@ Docs: https://slmkit.github.io/slmkit/run/executors.html.md"""
 __all__ = ['STATUSES', 'MEMORY', 'DISK', 'BASE', 'STACK', 'LARGE', 'ENVIRONMENT', 'CONTEXT', 'POOL', 'classify', 'ending',
            'redrawn', 'add_output', 'Outputs', 'Stream', 'make_shell', 'skipped', 'run_cell', 'run_cells', 'save',
            'run_job', 'stamp', 'account', 'usage', 'reseed', 'die_with_parent', 'enter', 'child', 'needs', 'needs_of',
-           'environment', 'forks', 'Live', 'no_main', 'Local', 'kill', 'news', 'death', 'run_all', 'on_node', 'Ray']
+           'environment', 'forks', 'Live', 'no_main', 'kill', 'Local', 'news', 'death', 'run_all', 'on_node', 'Ray']
 
 # %% ../../nbs/run/executors.ipynb #d29731fb
 import ctypes, io, itertools, json, multiprocessing, os, re, shutil, signal, socket, sys
@@ -232,15 +232,14 @@ def run_job(job, tell): # see above, called with the fields of an event
     except papermill.PapermillExecutionError as e:
         first = f"{e.ename}: {e.evalue}".strip().splitlines()[0]
         return dict(status=classify(e.ename, e.evalue), error=f"cell {e.exec_count or e.cell_index}: {first}"[:500])
-    except OSError as e: return dict(status=_lost(e, job["output"]), error=f"{type(e).__name__}: {e}")
+    except OSError as e:
+        there = Path(job["output"]).parent.is_dir()
+        return dict(status=classify("OSError", str(e)) if there else "folder", error=f"{type(e).__name__}: {e}")
     except Exception as e:
         out = dict(status=classify(type(e).__name__, str(e)), error=f"{type(e).__name__}: {e}"[:500])
         stamp(job["output"], out["status"], out["error"])
         return out
     return dict(status="ok", error=None)
-
-# %% ../../nbs/run/executors.ipynb #bc07a250
-def _lost(e, output): return classify("OSError", str(e)) if Path(output).parent.is_dir() else "folder"
 
 # %% ../../nbs/run/executors.ipynb #9c619193
 def stamp(path, status, why): # of an executed notebook, word, sentence
@@ -347,9 +346,7 @@ def needs(texts): # of notebooks
     names = {m for t in texts for m in re.findall(r"(?:^|\\n|\")\s*(?:from|import) (\w+)", t)}
     return sorted({m for n in names & set(LARGE) for m in LARGE[n]} | set(STACK if "slmkit" in names else ()))
 
-# %% ../../nbs/run/executors.ipynb #4c9fe211
-def needs_of(runs):
-    "The same for runs of a plan."
+def needs_of(runs): # of a plan
     return needs([Path(p).read_text(encoding="utf-8") for p in {r["path"] for r in runs}])
 
 # %% ../../nbs/run/executors.ipynb #996bd427
@@ -382,6 +379,13 @@ def no_main():
     try: yield
     finally: sys.modules["__main__"] = main
 
+# %% ../../nbs/run/executors.ipynb #64b70180
+def kill(process):
+    "End a run's process and whatever it left running."
+    try: os.killpg(process.pid, signal.SIGKILL)
+    except (AttributeError, ProcessLookupError, PermissionError): process.kill()  # Windows; not yet in its own session
+    process.join()
+
 # %% ../../nbs/run/executors.ipynb #f4d6ea7f
 class Local:
     "Runs jobs in processes of this machine, each in one of its own."
@@ -395,9 +399,21 @@ class Local:
         self.modules = [*BASE, *modules]
         if forks(): self._warm()
 
-# %% ../../nbs/run/executors.ipynb #da7137a8
+# %% ../../nbs/run/executors.ipynb #d910aa68
+@patch
+def stop(self: Local, id):
+    if id in self.live: self.live[id].stopped = True
+
+# %% ../../nbs/run/executors.ipynb #a63cbd82
+@patch
+def close(self: Local):
+    "End all runs."
+    while self.live: kill(self.live.popitem()[1].process)
+
+# %% ../../nbs/run/executors.ipynb #de811cf6
+@patch
 @contextmanager
-def _around(self: Local):
+def around(self: Local):
     "What surrounds the start of a process: the environment of the fork server, and no main module."
     place = os.pathsep.join([str(package_folder().parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     warm = dict(SLMKIT_WARM=" ".join(self.modules), SLMKIT_WARM_LOG=self.log) if forks() else {}
@@ -415,7 +431,7 @@ def _warm(self: Local):
     forkserver._forkserver._stop()
     Local.started = dict(modules=self.modules, asked=(self.offline, newest))
     CONTEXT.set_forkserver_preload(["slmkit.run.warm"])
-    with _around(self): forkserver.ensure_running()
+    with self.around(): forkserver.ensure_running()
 
 # %% ../../nbs/run/executors.ipynb #fe617e38
 @patch
@@ -426,30 +442,12 @@ def start(self: Local, job): # see `run_job`
         get, put = CONTEXT.Pipe(duplex=False)
         process = CONTEXT.Process(target=child, args=(job, put), daemon=True)
         try:
-            with _around(self): process.start()
+            with self.around(): process.start()
         except (EOFError, ConnectionError): continue
         finally: put.close()
         self.live[job["id"]] = Live(job, process, get)
         return
     raise KitError(f"the fork server won't stay: see {self.log}")
-
-# %% ../../nbs/run/executors.ipynb #64b70180
-def kill(process):
-    "End a run's process and whatever it left running."
-    try: os.killpg(process.pid, signal.SIGKILL)
-    except (AttributeError, ProcessLookupError, PermissionError): process.kill()  # Windows; not yet in its own session
-    process.join()
-
-# %% ../../nbs/run/executors.ipynb #d910aa68
-@patch
-def stop(self: Local, id):
-    if id in self.live: self.live[id].stopped = True
-
-# %% ../../nbs/run/executors.ipynb #a63cbd82
-@patch
-def close(self: Local):
-    "End all runs."
-    while self.live: kill(self.live.popitem()[1].process)
 
 # %% ../../nbs/run/executors.ipynb #af621330
 @patch

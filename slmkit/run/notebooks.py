@@ -251,7 +251,8 @@ def notebooks(root): # the project
     found = Path(root, "nbs").rglob("*.ipynb")
     shown = [p for p in found if not any(part[0] in "._" for part in p.relative_to(root).parts)]
     folders = sorted({p.parent for p in shown}, key=lambda d: FAMILIES.index(d.name) if d.name in FAMILIES else -1)
-    return [p for d in folders for p in in_order(sorted((p for p in shown if p.parent == d), key=lambda p: p.stem != "index"))]
+    inside = lambda d: sorted((p for p in shown if p.parent == d), key=lambda p: p.stem != "index")
+    return [p for d in folders for p in in_order(inside(d))]
 
 # %% ../../nbs/run/notebooks.ipynb #7ebd5120
 def load(path): # of a notebook

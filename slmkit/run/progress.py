@@ -43,12 +43,21 @@ class Console:
         return self
     def __exit__(self, *e):
         if self.bar: self.bar.stop()
+    def begin(self, n, cached):
+        "How many runs the batch has; before its bar is opened."
+        self.n, self.cached, self.begun = n, cached, time.monotonic()
+    def name(self, run):
+        "Technique, seed and what varies."
+        varied = {k: run["parameters"].get(k) for k in self.vary}
+        return f"{run['technique']} seed {run['seed']} {knobs(varied)}".strip()
+    def started(self, run):
+        if self.bar: self.tasks[run["id"]] = self.bar.add_task(f"  [dim]{self.name(run)}[/]", total=None, text="")
 
-# %% ../../nbs/run/progress.ipynb #0182383d
+# %% ../../nbs/run/progress.ipynb #ce86e9ea
 @patch
-def begin(self: Console, n, cached):
-    "How many runs the batch has; before its bar is opened."
-    self.n, self.cached, self.begun = n, cached, time.monotonic()
+def stopped(self: Console):
+    "Ctrl-C."
+    if self.kind != "json": print("stopped: the same command does the rest", file=sys.stderr)
 
 # %% ../../nbs/run/progress.ipynb #02b7dec0
 @patch
@@ -63,18 +72,6 @@ def _open(self: Console):
     self.bar.start()
     said = f"[bold]{self.n} runs[/]" + (f" ({self.cached} cached)" if self.cached else "")
     self.total = self.bar.add_task(said, total=self.n, completed=self.cached, text="")
-
-# %% ../../nbs/run/progress.ipynb #8ec3d134
-@patch
-def name(self: Console, run):
-    "Technique, seed and what varies."
-    varied = {k: run["parameters"].get(k) for k in self.vary}
-    return f"{run['technique']} seed {run['seed']} {knobs(varied)}".strip()
-
-# %% ../../nbs/run/progress.ipynb #3e72fb8a
-@patch
-def started(self: Console, run):
-    if self.bar: self.tasks[run["id"]] = self.bar.add_task(f"  [dim]{self.name(run)}[/]", total=None, text="")
 
 # %% ../../nbs/run/progress.ipynb #dfad5fb1
 @patch
@@ -105,12 +102,6 @@ def line(self: Console, run, record):
     mark = "[green]ok[/]" if good else f"[red]{record['status']}[/]"
     what = headline(record) if good else (record["error"] or "").replace("[", "\\[")[:100]
     return f"{self.name(run):<44} {took(record['seconds']):>8}  {mark}  {what}"
-
-# %% ../../nbs/run/progress.ipynb #ce86e9ea
-@patch
-def stopped(self: Console):
-    "Ctrl-C."
-    if self.kind != "json": print("stopped: the same command does the rest", file=sys.stderr)
 
 # %% ../../nbs/run/progress.ipynb #68eed34a
 @patch
