@@ -69,7 +69,6 @@ def new_cell(kind, source, id): # code | markdown, text, unique in the notebook
     "A cell without outputs (nbformat 4.5)."
     made = dict(cell_type=kind, id=id, metadata={}, source=source.splitlines(True))
     return made | (dict(outputs=[], execution_count=None) if kind == "code" else {})
-
 def notebook(lab, cells, kind): # Lab, (type, source) each, student | solution | instructor
     "Cells as a notebook's text (nbformat 4.5), the lab's name and version in its metadata."
     name = lambda i, s: hashlib.sha256(f"{i} {s}".encode()).hexdigest()[:8]
@@ -83,7 +82,6 @@ def place_of_labs():
     "Where built labs lie on GitHub, from `repository` in settings.ini: owner/repository/blob/branch/folder."
     repository = kit_settings().get("repository", "slmkit/slmkit").removeprefix("https://github.com/")
     return f"{repository.strip('/')}/blob/main/labs"
-
 def file_name(lab, kind):
     "Name of a built notebook: the student's has none of its kind in it."
     return f"{lab.technique.replace('/', '_')}{'' if kind == 'student' else '_' + kind}.ipynb"
@@ -126,12 +124,7 @@ def around(lab, outputs, run=False): # of `run_solution`; whether solutions are 
 
 # %% ../../nbs/lab/build.ipynb #16968bab
 NOT_SHOWN = {"hidden", "hide", "default_exp"}
-def body(
-    lab,     # Lab
-    kind,    # student | solution
-    outputs, # of `run_solution`
-    run=False, # run solutions for examples, too
-):
+def body(lab, kind, outputs, run=False): # student | solution, of `run_solution`, run solutions for examples, too
     "Cells of a built notebook: exercises as stubs or solutions, no hidden cells, no directives of nbdev."
     at, before, out = {e.cell: e for e in lab.exercises}, around(lab, outputs, run), []
     for i, (t, s) in enumerate(lab.cells):
@@ -176,7 +169,6 @@ def survives(sandbox, lab, drawn, e, mutant): # as for `grade_exercise`
     raw = notebook(lab, [("code", mutate(e, mutant))], "student").encode()
     got = grade_bytes(sandbox, lab, drawn, raw, only=[e.name])
     return got["points"] == got["of"]
-
 def prove(lab, sandbox):
     "Lines of what is wrong with a lab's tests, and the number of mutants caught. No lines is a pass."
     drawn = all_cases(lab, "proof")

@@ -9,14 +9,14 @@ __all__ = ['BIG', 'helpers', 'imports_of', 'reference', 'generator', 'call_text'
            'first_message', 'judge', 'why_no_answer', 'no_result', 'grade_exercise', 'total', 'grade_bytes',
            'grade_file', 'check_sandbox', 'grade']
 
-# %% ../../nbs/lab/grade.ipynb #9cab80dc
+# %% ../../nbs/lab/grade.ipynb #d8786055
 import ast, base64, hashlib, inspect, json, queue, re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import slmkit
 from ..core.settings import KitError, directives
 from .lab import fill
-from .sandbox import Job, Sandbox, SandboxFailed
+from .sandbox import Job, SandboxFailed
 from .student import arguments, call, definitions, difference, execute, one_line, packed_check
 from .values import brief, pack, unpack
 
@@ -68,11 +68,7 @@ def call_text(own, f, given): # the hidden cell's `call` or None, the solution, 
     except (TypeError, ValueError): return brief(given)
 
 # %% ../../nbs/lab/grade.ipynb #6144d852
-def cases(
-    lab, e, # Lab and its Exercise
-    seed,   # private
-    space=None, # of `reference`
-):
+def cases(lab, e, seed, space=None): # Lab and its Exercise, private, of `reference`
     "Hidden cases of an exercise: dicts with `given`, `seed` and `want`, packed. Raises KitError where there are none."
     space, out = dict(space or reference(lab)), []
     hidden = dict(space)
@@ -100,13 +96,11 @@ def harness(e, names=("call",)): # Exercise, functions wanted
     "Source of functions of the hidden cell, or ''. Neither inputs, nor mutants, nor `check` go to the child."
     found = [n for n in ast.parse(e.hidden).body if isinstance(n, ast.FunctionDef) and n.name in names]
     return "\n".join(ast.get_source_segment(e.hidden, n) for n in found)
-
 def own_files(lab):
     "The library's files that hold the lab's solutions, source and compiled: covered in the jail."
     family, _, name = lab.technique.partition("/")
     folders = [Path(p).resolve()/family for p in slmkit.__path__]
     return [str(f) for d in folders for f in [d/f"{name}.py", *d.glob(f"__pycache__/{name}.*.pyc")] if f.exists()]
-
 def first_message(lab, e, raw): # Lab, its Exercise, bytes of the submission
     "What a child is told before the cases."
     return dict(name=e.name, raw=base64.b64encode(raw).decode(), helpers=helpers(lab), harness=harness(e),
@@ -118,7 +112,6 @@ def _said(answer, key, longest=500):
     "A text from the child: shortened, without control characters; '' where there is none."
     text = str(answer.get(key) or "")[:longest] if isinstance(answer, dict) else ""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
-
 def judge(case, answer): # of `cases`; of the child, or None
     "One case judged: right or not, and what to show."
     shown = dict(right=False, given=case.get("text", ""), printed=_said(answer, "printed"))
@@ -139,7 +132,6 @@ def why_no_answer(report, e): # of the watcher, Exercise
     if report["why"] == "memory": return f"Stopped: it used more than {e.memory} MB of memory."
     code = f" (exit code {report['exit']})" if report["exit"] else ""
     return f"Your code ended the whole process without an answer{code}"
-
 def no_result(e, problem, points=0.0): # Exercise, why there is nothing, None where the grader itself failed
     "The result of an exercise of which nothing is right."
     return dict(function=e.name, points=points, of=e.points, right=0, cases=e.cases, hint=e.hint, problem=problem,
@@ -176,12 +168,8 @@ def total(lab, done, **more): # Lab, results of its exercises, what else is know
     graded = all(d["points"] is not None for d in done)
     return dict(lab=lab.technique, version=lab.version, source=lab.digest, of=sum(d["of"] for d in done),
                 points=round(sum(d["points"] for d in done), 2) if graded else None, exercises=done) | more
-
-def grade_bytes(
-    sandbox, lab, drawn, raw, slot=0, # as for `grade_exercise`; drawn by function name
-    only=None, # grade these functions alone
-):
-    "All exercises of one submission."
+def grade_bytes(sandbox, lab, drawn, raw, slot=0, only=None): # as for `grade_exercise`; drawn by function name
+    "All exercises of one submission, or `only` those of some names."
     wanted = [e for e in lab.exercises if not only or e.name in only]
     return total(lab, [grade_exercise(sandbox, lab, e, drawn[e.name], raw, slot) for e in wanted])
 
@@ -203,7 +191,6 @@ def check_sandbox(sandbox, lab, drawn):
     for x in grade_bytes(sandbox, lab, drawn, json.dumps(dict(cells=cells)).encode())["exercises"]:
         said = f"the lab's own {x['function']} gets {x['points']:g} of {x['of']:g} here: {x['problem']}"
         if x["points"] < x["of"]: raise SandboxFailed(f"lab grade: nothing was graded: {said}")
-
 def grade(
     paths,   # of submissions
     lab,     # Lab

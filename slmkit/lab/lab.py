@@ -19,10 +19,7 @@ from ..run.notebooks import MARKERS, bare, title
 
 # %% ../../nbs/lab/lab.ipynb #6d6ec385
 FIELDS = dict(points=1.0, minutes=10, difficulty=1, cases=6, seconds=10.0, memory=1024)
-def exercise_fields(
-    text,  # such as "points=2 minutes=15"
-    where, # notebook, for the error
-):
+def exercise_fields(text, where): # such as "points=2 minutes=15"; notebook, for the error
     "The numbers of an exercise line over the defaults. Raises KitError on an unknown key or what is no number."
     out = dict(FIELDS)
     for word in text.split():
@@ -34,15 +31,9 @@ def exercise_fields(
 
 # %% ../../nbs/lab/lab.ipynb #a059db19
 class Exercise(SimpleNamespace):
-    """One function a student is asked for: its `name`, the number of its `cell`, the cell's text `before`, inside
-    (`solution`) and `after` the marks, what FIELDS says, `hint`, `hidden` cell, `mutants`, numbers of its `tests`."""
-
-# %% ../../nbs/lab/lab.ipynb #c0cd98e2
-def exercise(
-    source, # of the cell
-    cell,   # its number in the notebook
-    where,  # notebook, for errors
-):
+    """One function a student is asked for: its `name`, number of its `cell`, the cell's `source` and its text `before`,
+    inside (`solution`) and `after` the marks, FIELDS, `hint`, `hidden` cell, `mutants`, numbers of its `tests`."""
+def exercise(source, cell, where): # of the cell, its number in the notebook, notebook for errors
     "The exercise of a cell. Raises KitError where marks or function are missing."
     begin, end = (*MARKERS.finditer(source), None, None)[:2]
     if not end: raise KitError(f"{where}: exercise in cell {cell} has no ### BEGIN SOLUTION ... ### END SOLUTION")
@@ -52,19 +43,15 @@ def exercise(
     asked = [n for n in ast.parse(source).body if isinstance(n, kinds) and n.lineno <= line <= n.end_lineno + 1]
     if not asked: raise KitError(f"{where}: the solution marks of cell {cell} are in no function or class")
     fields = exercise_fields(directives(source)["exercise"], where)
-    return Exercise(name=asked[-1].name, cell=cell, before=before, solution=solution, after=after,
+    return Exercise(name=asked[-1].name, cell=cell, source=source, before=before, solution=solution, after=after,
                     hint="", hidden="", mutants=[], tests=[], **fields)
 
 # %% ../../nbs/lab/lab.ipynb #b129365c
-def fill(
-    ex,   # Exercise
-    body=None, # statements, not indented; None = the solution as it is
-):
+def fill(ex, body=None): # Exercise; statements, None = the solution as it is
     "The exercise's cell with `body` between where the marks were, without marks and directives."
     indent = re.match(r"\s*", ex.solution)[0].rpartition("\n")[2]
     new = ex.solution if body is None else textwrap.indent(textwrap.dedent(body).strip("\n"), indent)
     return bare(ex.before + new.rstrip("\n") + ("\n" + ex.after if ex.after else ""))
-
 def stub(ex): # Exercise
     "The exercise's cell as the student gets it."
     return fill(ex, "raise NotImplementedError  # your code here")
@@ -81,10 +68,7 @@ def _with_return(body, expression):
     return "\n".join([*lines[:first], f"{head.decode()}return {expression}{tail.decode()}", *lines[end:]])
 
 # %% ../../nbs/lab/lab.ipynb #d8f81ac0
-def mutate(
-    ex,     # Exercise
-    mutant, # expression, statements, or a pair (old, new)
-):
+def mutate(ex, mutant): # Exercise; expression, statements, or a pair (old, new)
     "The exercise's cell with a wrong solution. Raises KitError where the mutant can't be put in."
     body = textwrap.dedent(ex.solution)
     if not isinstance(mutant, str):
@@ -104,16 +88,12 @@ def _mutants(source, where):
             try: return list(ast.literal_eval(n.value))
             except ValueError: raise KitError(f"{where}: mutants must be a written-out list of strings or pairs")
     return []
-
 def uses(source, name):
     "Whether a cell names a function."
     return re.search(rf"\b{name}\b", source) is not None
 
 # %% ../../nbs/lab/lab.ipynb #4e0da233
-def exercises_of(
-    cells, # (type, source) of the notebook
-    where, # notebook, for errors
-):
+def exercises_of(cells, where): # (type, source) of a notebook, its name for errors
     "The exercises with their visible tests, hints and hidden cells."
     out = []
     for i, (kind, source) in enumerate(cells):
@@ -157,10 +137,6 @@ def lab_notebooks(root=None): # the project; None = around this folder
     found = {name: p for name, p in notebooks.techniques(root).items() if has_exercise(p)}
     if not found: raise KitError("lab: no technique with an exercise here: run it in a clone, or name a notebook")
     return found
-
-def find(
-    technique, # name such as distill/step_by_step, or the path of a notebook
-    root=None, # the project
-):
+def find(technique, root=None): # name such as distill/step_by_step, or the path of a notebook; the project
     "The Lab of a technique. Raises KitError with the nearest name where there is none."
     return read(notebooks.find(technique, root)[1])

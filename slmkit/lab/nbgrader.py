@@ -30,7 +30,6 @@ def test_cell(lab, e, drawn): # Lab, its Exercise, hidden cases
 def plain_cell(kind, source, name): # code | markdown, text, unique in the notebook
     "A cell that nbgrader leaves alone."
     return new_cell(kind, source, re.sub(r"\W", "-", f"given-{name}")[:60])
-
 def marked(source, name, points=None): # text, unique: letters, digits, - and _; of a test cell, None = an answer cell
     "A code cell with nbgrader's metadata (schema 3)."
     test = points is not None
@@ -55,7 +54,6 @@ def assignment(lab, seed): # Lab, private
         test = test_cell(lab, e, cases(lab, e, seed, space))
         out += [marked(plain, f"answer-{e.name}"), marked(test, f"test-{e.name}", e.points)]
     return json.dumps(dict(cells=out, metadata=KERNEL, nbformat=4, nbformat_minor=5), indent=1) + "\n"
-
 def export(lab, out, seed): # Lab, the course's folder, private
     "Write `source/<lab>/<lab>.ipynb` into an nbgrader course, and a configuration where it has none; gives the path."
     name = file_name(lab, "student").removesuffix(".ipynb")

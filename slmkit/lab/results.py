@@ -19,7 +19,6 @@ from .submissions import people
 def _cell(text):
     text = " ".join(str(text).split())
     return "'" + text if text.startswith(("=", "+", "-", "@")) else text
-
 def table(results, lab): # of `grade`, each with student and id; name of the column
     "CSV text for Canvas and Moodle, a row a submission."
     out = io.StringIO()
@@ -37,11 +36,9 @@ def template(name): # of a file beside this module
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     return Environment(loader=FileSystemLoader(package_folder()/"lab"), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True).get_template(name)
-
 def page(result): # of one submission, with student, id and title
     "The student's page."
     return template("student.html").render(r=result)
-
 def overview(results, lab): # with student and key; Lab
     "The instructor's page: everybody in one table, with links."
     points = [r["points"] for r in results if r["points"] is not None]

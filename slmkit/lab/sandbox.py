@@ -38,7 +38,6 @@ def unshare(kinds): # of NAMESPACES
         Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
         for what, n in ids.items(): Path(f"/proc/self/{what}_map").write_text(f"{n} {n} 1", encoding="utf-8")
     if "files" in kinds: libc("mount", "none", "/", None, 0x4000 | 0x40000, None)  # MS_REC|MS_PRIVATE: keep it inside
-
 def works(*calls): # functions
     "Whether all calls succeed in a forked child, which is thrown away."
     pid = os.fork()
@@ -84,10 +83,7 @@ def jail(root, hide=()): # an empty folder, files to cover
     os.chdir("/box")
 
 # %% ../../nbs/lab/sandbox.ipynb #3f291ab5
-def isolation(
-    folder, # an empty one for trials
-    without=(), # namespaces to do without, as a machine might
-):
+def isolation(folder, without=()): # an empty one for trials; namespaces to do without, as a machine might
     "What this machine allows: root, kinds of namespaces, jail."
     root = os.getuid() == 0
     extra = [] if root else ["user"]
@@ -137,11 +133,7 @@ def lock_in(limits, given):
     os.close(41)
 
 # %% ../../nbs/lab/sandbox.ipynb #3450b48d
-def child(
-    sock,   # the grader's socket
-    limits, given, # of `limits_of`, of `isolation`
-    serve,  # function called with the socket and the limits
-):
+def child(sock, limits, given, serve): # the grader's socket, what is called with it at the end
     "What the child does: lock itself in and say that it is ready, or why it can't be; then serve."
     os.setsid()
     try:
@@ -159,7 +151,6 @@ def child(
 def _rss(pid):
     try: return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError): return 0
-
 def family(pid): # of the child
     "The child and all that descend from it."
     try: return [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
@@ -171,7 +162,6 @@ def kill(pids):
     for p in pids:
         try: os.kill(p, signal.SIGKILL)
         except OSError: pass
-
 def kill_all(pid, limits, given): # of the child, dead or alive
     "Kill the child and whatever it left behind."
     kill(family(pid))
@@ -201,11 +191,7 @@ def _reaped():
     return True
 
 # %% ../../nbs/lab/sandbox.ipynb #330a71a8
-def watch(
-    limits, given, serve, # as for `child`
-    sock,                 # the child's end of the grader's socket
-    report,               # where this watcher tells how it ended
-):
+def watch(limits, given, serve, sock, report): # as for `child`; where this watcher tells how it ended
     "The watcher: make namespaces, fork the child, guard it, kill all of it, report."
     libc("prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of the child come to this process
     if given["kinds"]: unshare(given["kinds"])
@@ -236,8 +222,6 @@ def _watcher(sock, request, fds, given, serve):
         try: send(socket.socket(fileno=fds[0]), f"{type(e).__name__}: {e}")
         finally: os._exit(70)
     os._exit(0)
-
-# %% ../../nbs/lab/sandbox.ipynb #dfcc15a6
 def serve_requests(sock, given, serve):
     "Fork a watcher for each request until the grader is gone."
     while True:
@@ -247,13 +231,7 @@ def serve_requests(sock, given, serve):
         for f in fds: os.close(f)
 
 # %% ../../nbs/lab/sandbox.ipynb #2f86b614
-def fork_server(
-    fd,      # the grader's socket
-    folder,  # an empty one for trials
-    imports, # module names to have ready
-    serve,   # "module:function"
-    without=(), # namespaces to do without
-):
+def fork_server(fd, folder, imports, serve, without=()): # the grader's socket, an empty folder, as for `Sandbox`
     "The server's life: get ready, tell what is possible, serve requests."
     sock = socket.socket(fileno=fd)
     module, _, name = serve.partition(":")
@@ -271,7 +249,6 @@ def fork_server(
 # %% ../../nbs/lab/sandbox.ipynb #b2c4b4cc
 class SandboxFailed(KitError):
     "The sandbox itself failed, before any student code ran."
-
 class Sandbox:
     "A started fork server, for use in `with`; each child is a `Job`. Raises KitError where there is no Linux."
     def __init__(self,
@@ -284,7 +261,7 @@ class Sandbox:
         self.folder, self.uid, self.lock = tempfile.TemporaryDirectory(prefix="slmkit-box-"), uid, threading.Lock()
         os.chmod(self.folder.name, 0o711)
         self.sock, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one request, one message
-        self.start(other, [self.folder.name, list(imports), serve, list(without)])
+        self.start_server(other, [self.folder.name, list(imports), serve, list(without)])
         ready = self.sock.recv(65536)
         if not ready: raise SandboxFailed("lab: the sandbox did not start: see the message above")
         self.given = json.loads(ready)
@@ -294,14 +271,14 @@ class Sandbox:
         self.process.wait(10)
         self.folder.cleanup()
 
-# %% ../../nbs/lab/sandbox.ipynb #4f06fbdc
+# %% ../../nbs/lab/sandbox.ipynb #9726919f
 SERVER = """import json, sys
 home, *args = json.loads(sys.argv[1])
 if home not in sys.path: sys.path.insert(0, home)
 from slmkit.lab.sandbox import fork_server
 fork_server(*args)"""
 @patch
-def start(self: Sandbox, other, args): # the server's end of the socket, the rest of `fork_server`
+def start_server(self: Sandbox, other, args): # the server's end of the socket, the rest of `fork_server`
     "Start the server on the copy of slmkit that is in use here, whatever else is installed."
     args = [str(Path(slmkit.__path__[0]).parent), other.fileno(), *args]
     self.process = subprocess.Popen([sys.executable, "-c", SERVER, json.dumps(args)], cwd=self.folder.name,

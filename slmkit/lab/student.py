@@ -17,7 +17,6 @@ from .values import compare, pack, receive, send, unpack
 # %% ../../nbs/lab/student.ipynb #b1b1cb5e
 class Refused(Exception):
     "What the student is told in words of our own, without a class name."
-
 def sources(raw): # bytes of a file
     "Code cells of a notebook of nbformat 2-5. Raises Refused for what is not a notebook."
     try: nb = json.loads(raw.removeprefix(codecs.BOM_UTF8))
@@ -48,7 +47,6 @@ def _literal(node):
     try: ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError): return False
     return True
-
 def counts(node): # statement
     "Whether a statement counts: an import, a definition, an assignment of a literal."
     if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return True
@@ -65,11 +63,7 @@ def one_line(error):
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 # %% ../../nbs/lab/student.ipynb #04f50a37
-def definitions(
-    cells,      # sources
-    whole=False, # keep every statement, not only imports, definitions and literals
-    label="code cell", # for tracebacks
-):
+def definitions(cells, whole=False, label="code cell"): # sources, whether every statement counts, for tracebacks
     "The statements that count, as (name of cell, node), and notes on cells that can't be read, by cell."
     out, notes = [], {}
     for i, source in enumerate(cells, 1):
@@ -96,7 +90,6 @@ def is_stub(node): # function or class
     "Whether it does nothing but raise NotImplementedError (a docstring may stand before)."
     body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
     return len(body) == 1 and isinstance(body[0], ast.Raise) and "NotImplementedError" in ast.dump(body[0])
-
 def last(nodes, name):
     "The last definition of a name among statements, or None."
     same = [n for _, n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name]
@@ -112,7 +105,7 @@ def why_missing(name, cells, nodes, notes): # of the function, sources, of `defi
     for i, m in places:
         said = "stands inside something else" if m["indent"] else "is no plain `def` or `class`"
         line = cells[i - 1][:m.start()].count("\n") + 1
-        return f"code cell {i}, line {line}: {name} {said}: define it at the left margin, with its own name"
+        return f"code cell {i}, line {line}: {name} {said}: define it at the left margin"
     there = dict.fromkeys(n.name for _, n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
     which = f", which defines {', '.join(there)}"[:200] if there else ""
     return f"no function called {name} in this notebook{which}"
@@ -120,14 +113,12 @@ def why_missing(name, cells, nodes, notes): # of the function, sources, of `defi
 # %% ../../nbs/lab/student.ipynb #f4ca1ead
 class OwnSolution(BaseException):
     "Raised where student code calls slmkit's own implementation of what is graded."
-
 class _Empty(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"): raise AttributeError(name)
         def own(*args, **kwargs):
             raise OwnSolution(f"slmkit's own {name} is not available while your function is graded")
         return own
-
 def withhold(module): # dotted name
     "Put an empty module in a module's place, before any student code runs."
     sys.modules[module] = empty = _Empty(module)
@@ -146,14 +137,8 @@ def arguments(f, given): # the function or None for one that takes anything, wha
     return (given,), {}
 
 # %% ../../nbs/lab/student.ipynb #36e3f1c2
-def call(
-    space, # namespace with the function
-    name,  # of the function
-    given, # packed inputs
-    seed,  # for the random sources
-    harness=None, # the hidden cell's own `call`, or None
-):
-    "Run a function on packed inputs; the packed result."
+def call(space, name, given, seed, harness=None): # packed inputs, for the random sources, the hidden cell's `call`
+    "Run a namespace's function on packed inputs; the packed result."
     import numpy as np
     random.seed(seed)
     np.random.seed(seed)
@@ -169,7 +154,6 @@ def packed_check(check, given): # the hidden cell's `check` or None, packed inpu
         args, kwargs = arguments(None, unpack(given))
         return pack(check(unpack(packed), *args, **kwargs))
     return dict(check=said) if check else {}
-
 def difference(case, value): # a dict with `want` and perhaps `check`; packed, from student code
     "None where a value is right, else one sentence."
     if "check" not in case: return compare(case["want"], value)
@@ -204,7 +188,6 @@ class CappedText:
         return len(s)
     def flush(self): pass
     def isatty(self): return False
-
 class _NoShell:
     "Stands for IPython's shell: magics and commands inside a function do nothing."
     def __getattr__(self, name): return lambda *args: None
@@ -216,7 +199,6 @@ def _harness(job, space):
     own = dict(space) | {"__builtins__": dict(vars(builtins))}
     execute(definitions([job["harness"]], label="grader")[0], own)
     return own["call"]
-
 def load(job): # dict: name, raw, helpers, others, withheld, harness
     "Namespace of one graded function and notes. The notebook's own helpers first, then the student's code over them."
     for m in job["withheld"]: withhold(m)
@@ -244,7 +226,6 @@ def _next(sock):
     "The grader's next message, or None when it has no more."
     try: return receive(sock)
     except EOFError: return None
-
 def serve(sock, limits): # to the grader, of the sandbox
     "What the child does after it is locked in."
     job, out = _next(sock), CappedText(limits.printed)

@@ -44,7 +44,6 @@ def _names(path):
     try: raw = path.read_bytes()[:20 << 20] if path.is_file() else b""
     except OSError: raw = b""
     return set(re.findall(r"(?:def|class) (\w+)", raw.decode("utf-8", "replace")))
-
 def which_lab(paths, labs): # of submissions, those that there are
     "The lab whose functions most submissions define. Metadata is not asked: a student could change it."
     found = [_names(p) for p in paths]

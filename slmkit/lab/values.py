@@ -8,8 +8,8 @@ Docs: https://slmkit.github.io/slmkit/lab/values.html.md"""
 __all__ = ['LONGEST', 'FINE', 'USUAL', 'TOLERANCE', 'send', 'receive', 'pack', 'numbers', 'unpack', 'brief', 'as_array',
            'compare']
 
-# %% ../../nbs/lab/values.ipynb #48fc5262
-import base64, json, socket, struct, sys
+# %% ../../nbs/lab/values.ipynb #e79b8260
+import base64, json, struct, sys
 
 # %% ../../nbs/lab/values.ipynb #9ea1c5dd
 LONGEST = 64 << 20  # bytes of one message
@@ -17,8 +17,6 @@ def send(sock, message):
     "Send one message (plain data) over a socket."
     data = json.dumps(message).encode()
     sock.sendall(struct.pack("!Q", len(data)) + data)
-
-# %% ../../nbs/lab/values.ipynb #4b432d11
 def _exactly(sock, n):
     parts = []
     while n:
@@ -27,7 +25,6 @@ def _exactly(sock, n):
         parts.append(part)
         n -= len(part)
     return b"".join(parts)
-
 def receive(sock, longest=LONGEST):
     "Receive one message. Raises EOFError where the other end is gone, ValueError for one that is too long or no JSON."
     n, = struct.unpack("!Q", _exactly(sock, 8))
@@ -40,7 +37,6 @@ def _array(x, kind, dtype=None):
     if x.nbytes > LONGEST // 2: raise ValueError(f"an array of {x.nbytes >> 20} MB: too large to grade")
     data = base64.b64encode(x.tobytes()).decode()
     return {kind: data, "dtype": dtype or x.dtype.name, "raw": x.dtype.str, "shape": list(x.shape)}
-
 def pack(value): # numbers, text, None, lists, tuples, dicts, sets, numpy arrays, torch tensors, any nesting
     "Value as JSON-able data. Raises TypeError for anything else (a function, a model)."
     import numpy as np
@@ -83,7 +79,6 @@ def unpack(packed):
 class _Text(str):
     "Text whose repr is itself."
     def __repr__(self): return str(self)
-
 def _short(packed):
     if isinstance(packed, list): return [_short(v) for v in packed[:20]] + ["…"] * (len(packed) > 20)
     if _is_array(packed): return _Text(brief(packed))
@@ -92,14 +87,8 @@ def _short(packed):
     kind, v = next(iter(packed.items()))
     key = lambda k: str(_short(k)) if isinstance(k, (list, dict)) else _short(k)
     return {key(k): _short(x) for k, x in v[:20]} if kind == "dict" else tuple(map(_short, v[:20]))
-
-# %% ../../nbs/lab/values.ipynb #5309676a
 def _is_array(packed): return isinstance(packed, dict) and ("array" in packed or "tensor" in packed)
-
-def brief(
-    packed,
-    longest=300, # characters
-):
+def brief(packed, longest=300): # characters
     "A packed value as short text."
     import numpy as np
     try:
@@ -162,12 +151,7 @@ def _compare(want, got):
     if as_array(want) and as_array(got): return _arrays(as_array(want), as_array(got), got)
     for i, (x, y) in enumerate(zip(right, theirs[1])):
         if said := _compare(x, y): return f"entry {i}: {said}"
-
-# %% ../../nbs/lab/values.ipynb #fafe82b4
-def compare(
-    want, # packed right answer
-    got,  # packed answer of the student
-):
+def compare(want, got): # packed right answer, packed answer of the student
     "None where they agree, else one sentence for the student. Never raises for what student code may send."
     try: return _compare(want, got)
     except Exception as e: return f"what came back could not be read ({type(e).__name__})"
