@@ -9,9 +9,10 @@ __all__ = ['BIG', 'helpers', 'imports_of', 'reference', 'generator', 'call_text'
            'first_message', 'judge', 'why_no_answer', 'no_result', 'grade_exercise', 'total', 'grade_bytes',
            'grade_file', 'check_sandbox', 'grade']
 
-# %% ../../nbs/lab/grade.ipynb #d8786055
+# %% ../../nbs/lab/grade.ipynb #cb3ac4d3
 import ast, base64, hashlib, inspect, json, queue, re
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import resolve_name
 from pathlib import Path
 import slmkit
 from ..core.settings import KitError, directives
@@ -31,14 +32,28 @@ def helpers(lab):
         out.append(([s], "export" in marks))
     return out
 
-# %% ../../nbs/lab/grade.ipynb #e6630928
+# %% ../../nbs/lab/grade.ipynb #ed6e1576
+def _imported(nodes, package=""): # of a syntax tree, that they stand in
+    "What statements import, as (module, name), the name '' where it is the module."
+    for n in nodes:
+        if isinstance(n, ast.Import): yield from ((a.name, "") for a in n.names)
+        if not isinstance(n, ast.ImportFrom): continue
+        module = "." * n.level + (n.module or "")
+        yield from ((resolve_name(module, package) if n.level else module, a.name) for a in n.names)
+
 def imports_of(labs):
-    "Module names that the labs' cells import, without technique modules, which could hold what is graded."
-    found = {"numpy", "torch"}
-    for _, n in definitions([s for lab in labs for k, s in lab.cells if k == "code"])[0]:
-        if isinstance(n, ast.Import): found |= {a.name for a in n.names}
-        elif isinstance(n, ast.ImportFrom) and n.module and not n.level: found.add(n.module)
-    return sorted(m for m in found if not m.startswith("slmkit") or m.startswith("slmkit.core."))
+    "What the sandbox should have ready for labs, as `module:name`, without modules that could hold what is graded."
+    found, seen = {"numpy:", "torch:"}, set()
+    todo = list(_imported(n for _, n in definitions([s for lab in labs for k, s in lab.cells if k == "code"])[0]))
+    while todo:
+        module, name = todo.pop()
+        file = Path(slmkit.__path__[0], *module.split(".")[1:]).with_suffix(".py")
+        if not module.startswith("slmkit.") or module.startswith(("slmkit.core", "slmkit.toyland")):
+            found.add(f"{module}:{name}")
+        elif module not in seen and file.exists():
+            todo += _imported(ast.parse(file.read_text(encoding="utf-8")).body, module.rpartition(".")[0])
+        seen.add(module)
+    return sorted(found)
 
 # %% ../../nbs/lab/grade.ipynb #9ec10fec
 def reference(lab):

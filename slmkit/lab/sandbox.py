@@ -237,7 +237,8 @@ def fork_server(fd, folder, imports, serve, without=()): # the grader's socket, 
     module, _, name = serve.partition(":")
     serve, given = getattr(importlib.import_module(module), name), isolation(folder, without)
     for m in ["numpy.random", "IPython.core.inputtransformer2", *imports]:  # numpy loads its generators late
-        try: importlib.import_module(m)
+        module, _, name = m.partition(":")
+        try: getattr(importlib.import_module(module), name, None)
         except Exception: pass  # the child says it better, beside the line that needs it
     if "torch" in sys.modules: sys.modules["torch"].set_num_threads(1)  # a second thread would hang every fork
     gc.collect()
@@ -252,7 +253,7 @@ class SandboxFailed(KitError):
 class Sandbox:
     "A started fork server, for use in `with`; each child is a `Job`. Raises KitError where there is no Linux."
     def __init__(self,
-        imports=("numpy", "torch"), # module names to have ready in every child
+        imports=("numpy", "torch"), # to have ready in every child, as `module` or `module:name`
         serve="slmkit.lab.student:serve", # what the child runs
         uid=64600, # first of the user ids for children, where root
         without=(), # namespaces to do without, to try what a weaker machine gives
