@@ -59,13 +59,11 @@ def stub(ex): # Exercise
 # %% ../../nbs/lab/lab.ipynb #750d7fa2
 def _with_return(body, expression):
     "Statements with an expression in place of that of the last `return`; None where nothing is returned."
-    tree = ast.parse(f"def f():\n{textwrap.indent(body, ' ')}")
+    tree = ast.parse(body)
     returns = [n for n in ast.walk(tree) if isinstance(n, ast.Return) and n.value]
     if not returns: return None
-    last, lines = max(returns, key=lambda n: n.lineno), body.splitlines()
-    first, end = last.lineno - 2, last.end_lineno - 1  # the text above has one more line and one more column
-    head, tail = lines[first].encode()[:last.col_offset - 1], lines[end - 1].encode()[last.end_col_offset - 1:]
-    return "\n".join([*lines[:first], f"{head.decode()}return {expression}{tail.decode()}", *lines[end:]])
+    max(returns, key=lambda n: n.lineno).value = ast.parse(expression, mode="eval").body
+    return ast.unparse(tree)
 
 # %% ../../nbs/lab/lab.ipynb #d8f81ac0
 def mutate(ex, mutant): # Exercise; expression, statements, or a pair (old, new)
@@ -115,8 +113,6 @@ class Lab(SimpleNamespace):
     @property
     def points(self): return sum(e.points for e in self.exercises)
     def __getitem__(self, name): return next(e for e in self.exercises if e.name == name)
-
-# %% ../../nbs/lab/lab.ipynb #244975b7
 def read(path): # technique notebook
     "Read a technique notebook as a Lab. Raises KitError for what is no notebook, has no name or no exercise."
     nb = notebooks.read(path)

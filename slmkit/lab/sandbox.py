@@ -68,8 +68,6 @@ def bind(source, root): # file or folder, of the jail
     keep = flags & (os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME) | (RELATIME if flags & os.ST_RELATIME else 0)
     flags = 0 if str(source).startswith("/dev/") else READONLY | NODEV | keep
     libc("mount", "none", str(target), None, BIND | REMOUNT | NOSUID | flags, None)
-
-# %% ../../nbs/lab/sandbox.ipynb #01abad69
 def jail(root, hide=()): # an empty folder, files to cover
     "Make `root` the only files that this process can see, and stand in /box."
     libc("mount", "jail", str(root), "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
@@ -189,8 +187,6 @@ def _reaped():
     try: os.waitpid(-1, os.WNOHANG)
     except ChildProcessError: return False
     return True
-
-# %% ../../nbs/lab/sandbox.ipynb #330a71a8
 def watch(limits, given, serve, sock, report): # as for `child`; where this watcher tells how it ended
     "The watcher: make namespaces, fork the child, guard it, kill all of it, report."
     libc("prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of the child come to this process
