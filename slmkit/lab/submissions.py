@@ -7,7 +7,7 @@ Docs: https://slmkit.github.io/slmkit/lab/submissions.html.md"""
 # %% auto #0
 __all__ = ['MOODLE', 'CANVAS', 'people', 'submissions', 'which_lab']
 
-# %% ../../nbs/lab/submissions.ipynb #imports0
+# %% ../../nbs/lab/submissions.ipynb #78b9a931
 import re
 from pathlib import Path
 from ..core.settings import KitError
@@ -23,7 +23,7 @@ def people(paths): # of submissions
         name = stem if stems.count(stem) == 1 else "_".join([*p.parts[-3:-1], stem]) if p.parent.name else stem
         who = found.groupdict() if found else dict(student=name, id="")
         key = re.sub(r"[^\w.-]+", "_", name).strip(".") or "submission"
-        taken[key.lower()] = n = taken.get(key.lower(), 0) + 1
+        n = taken[key.lower()] = taken.get(key.lower(), 0) + 1
         out.append(who | dict(key=key if n == 1 else f"{key}-{n}"))
     return out
 
@@ -38,15 +38,16 @@ def submissions(given): # files and folders
     if not out: raise KitError(f"lab grade: no notebook in {', '.join(map(str, given))}")
     return out
 
-# %% ../../nbs/lab/submissions.ipynb #8e4056ae
+# %% ../../nbs/lab/submissions.ipynb #21e3d39c
+def _names(path):
+    "Names that a file defines, read as text."
+    try: raw = path.read_bytes()[:20 << 20] if path.is_file() else b""
+    except OSError: raw = b""
+    return set(re.findall(r"(?:def|class) (\w+)", raw.decode("utf-8", "replace")))
 def which_lab(paths, labs): # of submissions, those that there are
     "The lab whose functions most submissions define. Metadata is not asked: a student could change it."
-    def names(p):
-        try: raw = p.read_bytes()[:20 << 20] if p.is_file() else b""
-        except OSError: raw = b""
-        return set(re.findall(r"(?:def|class) (\w+)", raw.decode("utf-8", "replace")))
-    found = [names(p) for p in paths]
-    score = {l.technique: sum(len(f & {e.name for e in l.exercises}) / len(l.exercises) for f in found) for l in labs}
-    best = max(score, key=score.get, default=None)
-    if not best or not score[best]: raise KitError("lab grade: no lab fits these files: name it with --lab TECHNIQUE")
-    return next(l for l in labs if l.technique == best)
+    found = [_names(p) for p in paths]
+    share = lambda lab: sum(len(f & {e.name for e in lab.exercises}) / len(lab.exercises) for f in found)
+    best = max(labs, key=share, default=None)
+    if not best or not share(best): raise KitError("lab grade: no lab fits these files: name it with --lab TECHNIQUE")
+    return best
