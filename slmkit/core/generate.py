@@ -12,8 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from .decode import decode
-from .fit import batches_by_length, rows_for, to, two_sided
-from .zoo import kind_of
+from .fit import batches_by_length, kind_of, rows_for, to, two_sided
 
 # %% ../../nbs/core/12_generate.ipynb #f9b6d337
 def read(
@@ -116,7 +115,7 @@ def nll(
 
 # %% ../../nbs/core/12_generate.ipynb #2d385794
 def choice_scores(
-    model, tokenizer, # decoder or encoder-decoder, and its tokenizer
+    model, tokenizer, # decoder, encoder-decoder or masked language model, and its tokenizer
     inputs,           # list of str
     choices,          # list of str: the labels to choose among
     batch_size=32,    # rows a batch

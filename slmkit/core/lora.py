@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from .fit import kind_of
 from .settings import KitError
-from .zoo import kind_of, linears
+from .zoo import linears
 
 # %% ../../nbs/core/31_lora.ipynb #f9ba82d2
 class LoRALinear(nn.Module):

@@ -62,7 +62,7 @@ def settings(
     for p in [profile, *profiles]:
         if p not in PROFILES: raise KitError(f"no profile {p!r}{nearest(p, PROFILES)}")
     if profile not in profiles: raise KitError(f"this notebook has no profile {profile!r}{nearest(profile, profiles)}")
-    chosen = dict(model="", data="", columns="") | dict.fromkeys(given) | profiles[profile]
+    chosen = dict.fromkeys(given) | dict(model="", data="", columns="") | profiles[profile]
     chosen |= {k: v for k, v in given.items() if v is not None}
     current.profile, current.cfg = profile, SimpleNamespace(profile=profile, **chosen)
     return current.cfg

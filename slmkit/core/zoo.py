@@ -6,14 +6,14 @@ Docs: https://slmkit.github.io/slmkit/core/zoo.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'zoo_folder', 'zoo', 'sha256', 'verify', 'from_pretrained', 'with_decoder', 'place', 'linears', 'add_delta',
-           'load_model', 'check_kind', 'kind_of', 'warn_unknown', 'warm_up']
+           'load_model', 'check_kind', 'warn_unknown', 'warm_up']
 
 # %% ../../nbs/core/06_zoo.ipynb #6125c0d7
 import hashlib, json, random
 from pathlib import Path
 import torch
 from torch import nn
-from .fit import batches, encode, fit, lm_loss, two_sided
+from .fit import batches, encode, fit, lm_loss
 from .settings import KitError, nearest, package_folder
 from ..toyland.tokenizer import unknown_share
 
@@ -142,16 +142,6 @@ def check_kind(name, config, kind):
     if dict(causal=not decoder, seq2seq=decoder, masked=decoder or config.is_encoder_decoder).get(kind):
         fits = {"seq2seq": "t5-1m", "causal": "lm-1m"}.get(kind, "bert-1m")
         raise KitError(f"model {name!r} is a {config.model_type}, which is no {kind} model: in the zoo {fits} is one")
-
-# %% ../../nbs/core/06_zoo.ipynb #219c7c64
-def kind_of(
-    model, # a PreTrainedModel
-):
-    "Its kind, one of `KINDS`: seq2seq, causal, masked, encoder or classifier."
-    if two_sided(model): return "seq2seq"
-    heads = dict(ForSequenceClassification="classifier", ForMaskedLM="masked", ForCausalLM="causal",
-                 LMHeadModel="causal")
-    return next((kind for head, kind in heads.items() if type(model).__name__.endswith(head)), "encoder")
 
 # %% ../../nbs/core/06_zoo.ipynb #46dbdcf6
 def warn_unknown(
