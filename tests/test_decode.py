@@ -3,7 +3,8 @@ import pytest, torch
 from types import SimpleNamespace
 from transformers import (BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel, GPT2Config, GPT2LMHeadModel,
     LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration)
-from slmkit.core.decode import STEPS, Replayed, decode, generated, steps_of, stops_of
+from slmkit.core.cuda_graph import CUDAGraphStep
+from slmkit.core.decode import STEPS, decode, generated, graphed, steps_of, stops_of
 from slmkit.core.settings import KitError
 torch.set_num_threads(1)
 
@@ -108,20 +109,21 @@ def as_replayed(model, ids, mask, most, record, monkeypatch, **how):
     kind = steps_of(model)
     def steps(*given):
         inner = kind(*given)
-        outer = Replayed(inner)
-        outer.first = inner.first
-        return outer
-    monkeypatch.setattr(Replayed, "record", record)
+        return SimpleNamespace(first=inner.first, step=graphed(inner))
+    monkeypatch.setattr(CUDAGraphStep, "record", record)
     monkeypatch.setitem(STEPS, model.config.model_type, steps)
     return decode(model, ids, mask, most, **how)
 
-def stand_in(self):
-    "What a CUDA graph is to `Replayed`: it reads `token`, writes `said` and counts the place up."
-    self.said = torch.empty_like(self.steps.first)
-    return SimpleNamespace(replay=lambda: self.said.copy_(self.steps.step(self.token)))
+def stand_in(self, batch):
+    "What a CUDA graph is to `CUDAGraphStep`: replayed, it reads its arguments, does the step and writes its result."
+    held, out = {k: v.clone() for k, v in batch.items()}, []
+    def replay():
+        logits = self.step(held)
+        out.append(logits) if not out else out[0].copy_(logits)
+    return SimpleNamespace(replay=replay), held, SimpleNamespace(clone=lambda: out[0].clone())
 
 @pytest.mark.parametrize("kind", ["llama", "llama_shared_heads", "qwen2", "t5", "t5_gated"])
-@pytest.mark.parametrize("record", [stand_in, lambda self: False], ids=["recorded", "not recordable"])
+@pytest.mark.parametrize("record", [stand_in, lambda self, batch: None], ids=["recorded", "not recordable"])
 def test_replayed_steps_write_the_same_tokens(kind, record, monkeypatch):
     model = sharp(KINDS[kind]())
     for ids, mask in (prompts(model), [x[:1] for x in prompts(model)]):

@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/core/decode.html.md"""
 
 # %% auto #0
 __all__ = ['STEPS', 'onednn', 'product', 'rms', 'norm_of', 'turned', 'plain', 'beside', 'swift', 'look', 'look_and_keep', 'turns',
-           'forward_of', 'unseen', 'parts_of', 'part_at', 'DecoderSteps', 'heads', 'T5Steps', 'pin', 'Replayed',
+           'forward_of', 'unseen', 'parts_of', 'part_at', 'DecoderSteps', 'heads', 'T5Steps', 'pin', 'graphed',
            'steps_of', 'stops_of', 'decode', 'generated']
 
 # %% ../../nbs/core/17_decode.ipynb #5a5a5f34
@@ -16,6 +16,7 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .cuda_graph import CUDAGraphStep
 from .settings import KitError
 
 # %% ../../nbs/core/17_decode.ipynb #356b60e1
@@ -214,24 +215,13 @@ def pin(steps):
     return steps
 
 # %% ../../nbs/core/17_decode.ipynb #a58fbc8d
-class Replayed:
-    "The steps of `steps`: the first done plainly, the second recorded as a CUDA graph, that one replayed from then on."
-    def __init__(self, steps): self.steps, self.token, self.graph = pin(steps), None, None
-    def step(self, token):
-        if self.token is None: self.token = token.clone(); return self.steps.step(token)  # libraries set themselves up
-        if self.graph is None: self.graph = self.record()
-        self.token.copy_(token)
-        if not self.graph: return self.steps.step(self.token)
-        self.graph.replay()
-        return self.said
-    def record(self):
-        "The graph, which leaves its logits in `said`; False where a part of the model can't be recorded."
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
-                self.said = self.steps.step(self.token)
-        except RuntimeError: return False
-        return graph
+def graphed(
+    steps, # DecoderSteps or T5Steps, from here on with static shapes
+):
+    "`step(token)` → logits of the given steps, recorded at the second one and replayed from then on."
+    steps = pin(steps)
+    run = CUDAGraphStep(lambda b: steps.step(b["token"]), warmup=1, fallback=True)
+    return lambda token: run(dict(token=token))
 
 # %% ../../nbs/core/17_decode.ipynb #9d388dec
 STEPS = dict(llama=DecoderSteps, qwen2=DecoderSteps, t5=T5Steps)
@@ -266,14 +256,14 @@ def decode(
     if kind is None: return generated(model, input_ids, attention_mask, most, temperature, scores)
     steps, (ends, pad) = kind(model, input_ids, attention_mask, most), stops_of(model)
     logits, out, logs, done = steps.first, [], [], torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
-    if input_ids.is_cuda and most > 3: steps = Replayed(steps)
+    step = graphed(steps) if input_ids.is_cuda and most > 3 else steps.step
     while True:
         token = torch.multinomial((logits/temperature).softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
         if scores: logs.append((logits/(temperature or 1)).log_softmax(-1).gather(1, token[:, None])[:, 0]*~done)
         out.append(token.masked_fill(done, pad))
         done = done | torch.isin(token, ends)
         if len(out) == most or done.all(): break
-        logits = steps.step(out[-1])
+        logits = step(out[-1])
     return (torch.stack(out, 1), torch.stack(logs, 1)) if scores else torch.stack(out, 1)
 
 # %% ../../nbs/core/17_decode.ipynb #e76e473c

@@ -9,10 +9,11 @@ __all__ = ['KINDS', 'zoo_folder', 'zoo', 'sha256', 'verify', 'from_pretrained', 
            'load_model', 'check_kind', 'warn_unknown', 'warm_up']
 
 # %% ../../nbs/core/06_zoo.ipynb #6125c0d7
-import hashlib, json
+import hashlib, json, random
 from pathlib import Path
 import torch
 from torch import nn
+from .fit import batches, encode, fit, lm_loss
 from .settings import KitError, nearest, package_folder
 from ..toyland.tokenizer import unknown_share
 
@@ -168,9 +169,7 @@ def warm_up(
     half=False, # in bfloat16, as in `fit`
 ):
     "Teach the decoder to copy texts that the encoder, unchanged, has read; gives the history of `fit`."
-    import random
-    from slmkit.core.fit import batches, encode, fit
     data = batches(encode(tokenizer, inputs, inputs, longest), size, tokenizer.pad_token_id, random.Random(seed))
     encoder = model.get_encoder().requires_grad_(False)
-    try: return fit(model, lambda m, b: m(**b).loss, data, steps=steps, lr=lr, half=half)
+    try: return fit(model, lm_loss, data, steps=steps, lr=lr, half=half)
     finally: encoder.requires_grad_(True)

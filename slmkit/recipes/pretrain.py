@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from ..toyland.documents.sample import long_text, text
 from ..core.fit import rate_groups, tokens_in
-from .replay import Replayed, ahead
+from .replay import ahead, graphed_update
 from ..core.settings import seed_everything
 
 # %% ../../nbs/recipes/pretrain.ipynb #b0f1f24d
@@ -194,7 +194,7 @@ def stage_of(model, batches, peak, seed, drawers):
     if not cuda: return (batches(rng) for _ in itertools.count()), partial(at_rate, model, opt)
     causal = model.config.model_type == "llama"
     step = lambda b: pretraining_step(model, opt, written_out(b) if causal else b)
-    return ahead(batches, rng, drawers), Replayed(step, opt, model.device)
+    return ahead(batches, rng, drawers), graphed_update(step, opt, model.device)
 
 # %% ../../nbs/recipes/pretrain.ipynb #f97ec4f8
 def pretrain(
