@@ -1,6 +1,9 @@
 # slmkit's two commands: `make start` runs the main job, `make test` runs the tests. Both make their own environment, .venv.
 BUDGET ?= 8m
 VENV ?= .venv
+EXTRAS ?= dev
+comma := ,
+TOOLS = $(VENV)/$(subst $(comma),-,$(EXTRAS))-installed
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c "$(NEW_ENOUGH)" 2>/dev/null && echo $$p && break; done)
@@ -10,10 +13,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 start: $(VENV)/kit-installed
 	@$(VENV)/bin/slmkit start --budget $(BUDGET)
 
-test: $(VENV)/dev-installed
+test: $(TOOLS)
 	@PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pytest -rs
 
-sync: $(VENV)/dev-installed
+sync: $(TOOLS)
 	@$(VENV)/bin/slmkit sync
 
 # An environment is ready when pip has finished: half an installation is taken up again.
@@ -22,9 +25,10 @@ $(VENV)/kit-installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/dev-installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+# `make test EXTRAS=dev,peers,ray` has the libraries too that some tests compare with or run on.
+$(TOOLS): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing slmkit and its tests' tools into $(VENV): some minutes, most of them for PyTorch."
-	$(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@ $(VENV)/kit-installed
 
 $(VENV)/bin/pip:

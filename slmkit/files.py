@@ -13,13 +13,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 # %% ../nbs/run/files.ipynb #f72de074
-def whole(path, text): # of a file, its content
+def whole(path, content): # of a file, its text or bytes
     "Write a file whole or not at all: a temporary one beside it, moved into its place. Gives its path."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temp.write_text(text, encoding="utf-8")
+        temp.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
         os.replace(temp, path)
     finally: temp.unlink(missing_ok=True)
     return path

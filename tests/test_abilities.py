@@ -7,7 +7,8 @@ from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model, zoo, zoo_folder
 from slmkit.toyland.tokenizer import build_tokenizer
 
-@pytest.mark.parametrize("name", list(zoo()))
+QUICK = "lm-0.1m", "t5-1m"  # the other models take longer
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in zoo()])
 def test_the_card_is_reached(name):
     card = zoo()[name]
     many = 40 if card["parameters"] < 2e6 else 24
@@ -43,7 +44,11 @@ def test_a_stage_or_model_that_is_none_is_one_line():
     with pytest.raises(KitError, match="no stage 7"): start_of("t5-1m", 7, build_tokenizer())
     with pytest.raises(KitError, match="did you mean 'lm-1m'"): new_model("lm-1n", build_tokenizer())
 
-@pytest.mark.parametrize("kind, wrong", [("seq2seq", "lm-1m"), ("causal", "t5-1m"), ("masked", "lm-1m"), ("causal", "bert-1m")])
+@pytest.mark.parametrize("kind, wrong", [
+    ("seq2seq", "lm-1m"),
+    ("causal", "t5-1m"),
+    ("masked", "lm-1m"),
+    ("causal", "bert-1m")])
 def test_a_model_of_another_kind_is_one_line(kind, wrong):
     with pytest.raises(KitError, match=f"is no {kind} model"): load_model(wrong, kind=kind)
 
@@ -74,5 +79,6 @@ def test_a_twin_does_as_it_is_told_and_its_base_does_not():
     from slmkit.recipes.probes import instructed
     for name, card in zoo().items():
         if "base" not in card: continue
-        twin, base = (instructed(*load_model(n, device="cpu", kind="causal"), n=60, seed=1) for n in (name, card["base"]))
+        twin, base = (instructed(*load_model(n, device="cpu", kind="causal"), n=60, seed=1)
+            for n in (name, card["base"]))
         assert twin["instructions, seen kinds"] > .6 > .1 >= base["instructions, seen kinds"]

@@ -1,23 +1,25 @@
-"Attention and value relations: against numpy head by head, finite differences, transformers' own attentions; checkpoints, bad input."
+"""Attention and value relations: against numpy head by head, finite differences, transformers' own attentions;
+checkpoints, bad input."""
 import json, math
 import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import executed
-from slmkit.core.fit import batches, collate, fit, marked
+from conftest import Failed, ran
+from slmkit.core.fit import collate, fit, marked
 from slmkit.core.generate import classified
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
-from slmkit.distill.attention_relations import (classifier, copying, guessing, heads_of, hear, hidden_matching, maps_figure,
-    masked, projections, relation, relation_loss, scrambled, states, student_of, with_bridges)
+from slmkit.distill.attention_relations import (classifier, copying, guessing, heads_of, hear, hidden_matching,
+    maps_figure, masked, projections, relation, relation_loss, scrambled, states, student_of, with_bridges)
 
 NB = Path(__file__).parents[1]/"nbs/distill/attention_relations.ipynb"
 
 def bert(width=16, layers=2, heads=2, seed=0, vocab=40):
     from transformers import BertConfig, BertForMaskedLM
     torch.manual_seed(seed)
-    model = BertForMaskedLM(BertConfig(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=16,
-        initializer_range=.5, hidden_dropout_prob=0., attention_probs_dropout_prob=0., attn_implementation="eager"))
+    model = BertForMaskedLM(BertConfig(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers,
+            num_attention_heads=heads, intermediate_size=16, initializer_range=.5, hidden_dropout_prob=0.,
+            attention_probs_dropout_prob=0., attn_implementation="eager"))
     return model.eval()
 
 @pytest.fixture
@@ -28,9 +30,12 @@ def batch():
 
 # ---- the peer: numpy, one text, one head and one word at a time
 
-def softmax(z): e = np.exp(z - z.max()); return e/e.sum()
+def softmax(z):
+    e = np.exp(z - z.max())
+    return e/e.sum()
 def by_hand(pairs, mask, heads):
-    "The loss of ((teacher x, teacher y), (student x, student y)) as float64[rows, length, width]; shares no line with the kit."
+    """The loss of ((teacher x, teacher y), (student x, student y)) as float64[rows, length, width]; shares no line
+    with the kit."""
     total, count = 0., 0
     for (tx, ty), (sx, sy) in pairs:
         part, count = 0., 0
@@ -39,7 +44,8 @@ def by_hand(pairs, mask, heads):
             for i in real:
                 for h in range(heads):
                     cut = lambda x, j: x[row, j, h*(x.shape[2]//heads):(h + 1)*(x.shape[2]//heads)]
-                    p, q = (softmax(np.array([cut(x, i) @ cut(y, j)/math.sqrt(x.shape[2]//heads) for j in real])) for x, y in ((tx, ty), (sx, sy)))
+                    p, q = (softmax(np.array([cut(x, i) @ cut(y, j)/math.sqrt(x.shape[2]//heads) for j in real]))
+                        for x, y in ((tx, ty), (sx, sy)))
                     part += (p*np.log(p/q)).sum()/heads
                 count += 1
         total += part/count
@@ -47,7 +53,8 @@ def by_hand(pairs, mask, heads):
 
 def ours(pairs, mask, heads):
     cut = lambda x: heads_of(x, heads)
-    return sum(relation_loss(relation(cut(tx), cut(ty), mask), relation(cut(sx), cut(sy), mask), mask) for (tx, ty), (sx, sy) in pairs)
+    return sum(relation_loss(relation(cut(tx), cut(ty), mask), relation(cut(sx), cut(sy), mask), mask)
+        for (tx, ty), (sx, sy) in pairs)
 
 def draw(seed=0, heads=3):
     g = torch.Generator().manual_seed(seed)
@@ -67,13 +74,16 @@ def test_gradients_equal_finite_differences_of_numpy():
     (t1, (q, k)), (t2, (v, _)) = pairs
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     ours([(t1, (leaves[0], leaves[1])), (t2, (leaves[2], leaves[2]))], mask, 3).backward()
-    def value(xs): return by_hand([(tuple(x.numpy() for x in t1), (xs[0], xs[1])), (tuple(x.numpy() for x in t2), (xs[2], xs[2]))], mask.numpy(), 3)
+    def value(xs):
+        return by_hand([(tuple(x.numpy() for x in t1), (xs[0], xs[1])), (tuple(x.numpy() for x in t2), (xs[2], xs[2]))],
+            mask.numpy(), 3)
     rng, eps = np.random.default_rng(0), 1e-6
     for leaf, at in zip(leaves, range(3)):
         for _ in range(12):
             spot = tuple(rng.integers(0, s) for s in leaf.shape)
             up, down = ([x.numpy().copy() for x in (q, k, v)] for _ in range(2))
-            up[at][spot] += eps; down[at][spot] -= eps
+            up[at][spot] += eps
+            down[at][spot] -= eps
             assert leaf.grad[spot].item() == pytest.approx((value(up) - value(down))/(2*eps), abs=1e-8)
 
 def test_gradcheck():
@@ -85,34 +95,45 @@ def test_gradcheck():
 def test_padding_changes_nothing(batch):
     teacher, student = bert(), bert(8, 1, seed=1)
     loss = copying(teacher, teacher)
-    alone = [loss(student, collate([dict(input_ids=row[m == 1].tolist())], 0)).item() for row, m in zip(batch["input_ids"], batch["attention_mask"])]
+    alone = [loss(student, collate([dict(input_ids=row[m == 1].tolist())], 0)).item()
+        for row, m in zip(batch["input_ids"], batch["attention_mask"])]
     sizes = batch["attention_mask"].sum(1).tolist()
-    assert loss(student, batch).item() == pytest.approx(np.average(alone, weights=sizes), rel=1e-5)  # a mean over words, not over texts
+    # a mean over words, not over texts
+    assert loss(student, batch).item() == pytest.approx(np.average(alone, weights=sizes), rel=1e-5)
     wider = {k: torch.nn.functional.pad(v, (0, 6)) for k, v in batch.items()}
     assert loss(student, wider).item() == pytest.approx(loss(student, batch).item(), rel=1e-5)
 
 def test_a_copy_has_nothing_to_learn_and_a_turn_of_the_values_is_no_change(batch):
-    teacher = bert(); turned = bert(); turned.load_state_dict(teacher.state_dict())
+    teacher = bert()
+    turned = bert()
+    turned.load_state_dict(teacher.state_dict())
     assert abs(copying(teacher, teacher)(turned, batch)) < 1e-6
     value, turn = projections(turned)[-1][2], torch.linalg.qr(torch.randn(8, 8))[0]
     with torch.no_grad():
-        for h in (slice(0, 8), slice(8, 16)): value.weight[h] = turn @ value.weight[h]; value.bias[h] = turn @ value.bias[h]
+        for h in (slice(0, 8), slice(8, 16)):
+            value.weight[h] = turn @ value.weight[h]
+            value.bias[h] = turn @ value.bias[h]
     assert abs(copying(teacher, teacher)(turned, batch)) < 1e-5
-    assert not torch.allclose(states(teacher, batch)[-1], states(turned, batch)[-1], atol=1e-2)  # its next matrix was not turned back
+    # its next matrix was not turned back
+    assert not torch.allclose(states(teacher, batch)[-1], states(turned, batch)[-1], atol=1e-2)
 
 # ---- what is heard in a model
 
 def models():
-    from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel, RobertaConfig, RobertaModel
-    shape = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, attn_implementation="eager")
-    out = [BertModel(BertConfig(**shape)), RobertaModel(RobertaConfig(**shape)), ElectraModel(ElectraConfig(embedding_size=8, **shape)),
-           DistilBertModel(DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=16, attn_implementation="eager"))]
+    from transformers import (BertConfig, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel,
+        RobertaConfig, RobertaModel)
+    shape = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        attn_implementation="eager")
+    out = [BertModel(BertConfig(**shape)), RobertaModel(RobertaConfig(**shape)),
+        ElectraModel(ElectraConfig(embedding_size=8, **shape)), DistilBertModel(DistilBertConfig(vocab_size=40, dim=16,
+            n_layers=2, n_heads=2, hidden_dim=16, attn_implementation="eager"))]
     return [m.eval() for m in out]
 
 @pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("layer", [0, -1])
 def test_attention_equals_transformers_own(at, layer, batch):
-    torch.manual_seed(at); model = models()[at]
+    torch.manual_seed(at)
+    model = models()[at]
     for p in model.parameters():
         if p.ndim > 1: torch.nn.init.normal_(p, std=.4)  # sharp: at the usual scale every attention is nearly even
     with torch.no_grad():
@@ -141,13 +162,15 @@ def test_hidden_matching_by_hand(batch):
         theirs, ours_ = states(teacher, batch), states(student, batch)
         total = []
         for t, o, b in zip((theirs[0], theirs[2], theirs[4]), ours_, student.bridges):
-            rows = [((b(o[r, i]) - t[r, i])**2).mean() for r in range(3) for i in range(9) if batch["attention_mask"][r, i]]
+            rows = [((b(o[r, i]) - t[r, i])**2).mean() for r in range(3)
+                for i in range(9) if batch["attention_mask"][r, i]]
             total.append((sum(rows)/len(rows)).item())
         assert hidden_matching(teacher)(student, batch).item() == pytest.approx(sum(total)/3, rel=1e-5)
         assert hidden_matching(teacher, last=True)(student, batch).item() == pytest.approx(total[-1], rel=1e-5)
 
 def test_bridges_learn_with_the_student_and_the_teacher_stays(batch):
-    teacher = bert(16, 2, seed=1); student = with_bridges(bert(8, 1, seed=2), teacher)
+    teacher = bert(16, 2, seed=1)
+    student = with_bridges(bert(8, 1, seed=2), teacher)
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (teacher, student)]
     h = fit(student, hidden_matching(teacher), iter([batch]*40), steps=40, lr=1e-2, bar=False)
     assert h.loss[-1] < .7*h.loss[0] and all(torch.equal(v, teacher.state_dict()[k]) for k, v in before[0].items())
@@ -165,11 +188,13 @@ def test_the_pieces_of_the_loss_add_up_and_the_layer_counts(batch):
     attention = value(teacher, None)
     with torch.no_grad(): (*_, tv), (*_, v) = hear(odd, batch), hear(student, batch)
     mask = batch["attention_mask"]
-    assert value(teacher, odd) == pytest.approx(attention + relation_loss(relation(tv, tv, mask), relation(v, v, mask), mask).item(), rel=1e-5)
+    values = relation_loss(relation(tv, tv, mask), relation(v, v, mask), mask).item()
+    assert value(teacher, odd) == pytest.approx(attention + values, rel=1e-5)
     assert value(teacher, teacher) != value(teacher, odd) and value(teacher, teacher, 0) != value(teacher, teacher)
 
 def test_student_has_half_of_everything_but_the_heads():
-    teacher = bert(16, 4); student = student_of(teacher, seed=1)
+    teacher = bert(16, 4)
+    student = student_of(teacher, seed=1)
     c = student.config
     assert (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.vocab_size) == (8, 2, 2, 40)
     assert student_of(teacher, 12, 3).config.hidden_size == 12
@@ -181,19 +206,24 @@ def test_a_width_that_heads_do_not_share_is_refused():
 
 def test_an_architecture_without_known_places_is_refused():
     from transformers import T5Config, T5EncoderModel
-    with pytest.raises(KitError, match="no place is known where a t5") as e: projections(T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)))
+    with pytest.raises(KitError, match="no place is known where a t5") as e:
+        projections(T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)))
     assert "\n" not in str(e.value)
 
 def test_scrambled_keeps_the_numbers_and_loses_their_places():
-    model = bert(); other = scrambled(model, 1)
+    model = bert()
+    other = scrambled(model, 1)
     for (name, a), b in zip(model.named_parameters(), other.parameters()):
         assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
         if a.ndim > 1: assert not torch.equal(a, b), name
-    assert torch.equal(other.bert.embeddings.word_embeddings.weight, scrambled(model, 1).bert.embeddings.word_embeddings.weight)
+    assert torch.equal(other.bert.embeddings.word_embeddings.weight,
+        scrambled(model, 1).bert.embeddings.word_embeddings.weight)
 
 def test_classifier_takes_the_students_layers(batch):
-    student = bert(8, 1, seed=2); model = classifier(student, 3).eval()
-    assert torch.allclose(states(model, batch)[-1], states(student, batch)[-1]) and model(**batch).logits.shape == (3, 3)
+    student = bert(8, 1, seed=2)
+    model = classifier(student, 3).eval()
+    assert torch.allclose(states(model, batch)[-1], states(student, batch)[-1])
+    assert model(**batch).logits.shape == (3, 3)
     rows = [dict(input_ids=r[m == 1].tolist()) for r, m in zip(batch["input_ids"], batch["attention_mask"])]
     one_by_one = [model(input_ids=torch.tensor([r["input_ids"]])).logits.argmax().item() for r in rows]
     assert classified(model, rows, 0, size=2) == one_by_one
@@ -204,73 +234,97 @@ class Special: all_special_ids, mask_token_id = [0, 1, 3, 39], 39
 
 def test_masked_leaves_marks_and_padding_alone(batch):
     torch.manual_seed(0)
-    wide = {k: v.repeat(200, 1) for k, v in batch.items()}; wide["input_ids"][:, 0] = 3
+    wide = {k: v.repeat(200, 1) for k, v in batch.items()}
+    wide["input_ids"][:, 0] = 3
     ids, labels = masked(wide, Special)
     hit = labels >= 0
-    assert torch.equal(ids[~hit], wide["input_ids"][~hit]) and (ids[hit] == 39).all() and torch.equal(labels[hit], wide["input_ids"][hit])
-    assert not hit[:, 0].any() and not hit[wide["attention_mask"] == 0].any() and abs(hit[wide["attention_mask"] == 1].float().mean() - .17) < .03
+    assert torch.equal(ids[~hit], wide["input_ids"][~hit])
+    assert (ids[hit] == 39).all()
+    assert torch.equal(labels[hit], wide["input_ids"][hit])
+    assert not hit[:, 0].any()
+    assert not hit[wide["attention_mask"] == 0].any()
+    assert abs(hit[wide["attention_mask"] == 1].float().mean() - .17) < .03
 
 def test_guessing_by_hand(batch):
     teacher, student = bert(seed=1), bert(8, 1, seed=2)
-    torch.manual_seed(5); ids, labels = masked(batch, Special)
+    torch.manual_seed(5)
+    ids, labels = masked(batch, Special)
     with torch.no_grad():
-        s, t = (m(input_ids=ids, attention_mask=batch["attention_mask"]).logits.double().softmax(-1).numpy() for m in (student, teacher))
+        s, t = (m(input_ids=ids, attention_mask=batch["attention_mask"]).logits.double().softmax(-1).numpy()
+            for m in (student, teacher))
         spots = [(r, i) for r in range(3) for i in range(9) if labels[r, i] >= 0]
-        torch.manual_seed(5); assert guessing(Special)(student, batch).item() == pytest.approx(np.mean([-np.log(s[r, i, labels[r, i]]) for r, i in spots]), rel=1e-5)
-        torch.manual_seed(5); assert guessing(Special, teacher)(student, batch).item() == pytest.approx(np.mean([(t[r, i]*np.log(t[r, i]/s[r, i])).sum() for r, i in spots]), rel=1e-4)
+        torch.manual_seed(5)
+        assert guessing(Special)(student, batch).item() == pytest.approx(np.mean([-np.log(s[r, i, labels[r, i]])
+                for r, i in spots]), rel=1e-5)
+        torch.manual_seed(5)
+        assert guessing(Special, teacher)(student, batch).item() == pytest.approx(
+            np.mean([(t[r, i]*np.log(t[r, i]/s[r, i])).sum() for r, i in spots]), rel=1e-4)
 
 # ---- the notebook
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
 @pytest.fixture
 def tiny_bert(tmp_path):
     "A BERT checkpoint with tokens of its own at both ends, as real ones have them."
     from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")])}
-    t = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]")); t.pre_tokenizer = pre_tokenizers.Whitespace()
-    t.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    PreTrainedTokenizerFast(tokenizer_object=t, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]").save_pretrained(tmp_path/"bert")
-    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=512)
+    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz",
+            *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")])}
+    t = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    t.pre_tokenizer = pre_tokenizers.Whitespace()
+    t.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(tokenizer_object=t, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]").save_pretrained(tmp_path/"bert")
+    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=512)
     BertForMaskedLM(BertConfig(vocab_size=len(vocab), **shape)).save_pretrained(tmp_path/"bert")
     return str(tmp_path/"bert")
 
 @pytest.fixture
 def mine(tmp_path):
-    rows = [dict(q=f"the {'good' if i % 2 else 'bad'} thing of {chr(97 + i % 26)}{chr(97 + i//26)}", a="yes" if i % 2 else "no") for i in range(150)]
+    rows = [dict(q=f"the {'good' if i % 2 else 'bad'} thing of {chr(97 + i % 26)}{chr(97 + i//26)}",
+            a="yes" if i % 2 else "no") for i in range(150)]
     (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return str(tmp_path/"mine.jsonl")
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["gpu", "paper"])
-def test_gpu_and_paper_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, tiny_bert, mine, profile):
-    found = run(tmp_path, monkeypatch, profile=profile, model=tiny_bert, data=mine, columns="input=q,label=a", steps=2, n=20, others=1)
+def test_gpu_and_paper_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, tiny_bert, mine, profile):
+    found = run(tmp_path, torch_pool, profile=profile, model=tiny_bert, data=mine, columns="input=q,label=a",
+        steps=2, n=20, others=1)
     assert set(found) == {"relations-beat-hidden-states", "value-relations-help"}
     arms = found["value-relations-help"]["arms"]
     assert {"relations", "hidden", "strange", "teacher", "attention", "odd_values"} <= set(arms)
     assert all(math.isfinite(v) for v in arms.values()) and found["value-relations-help"]["n_rows"] > 5
     assert (arms["width_teacher"], arms["width_relations"], arms["width_hidden"]) == (16, 8, 8)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and len(one) == 1  # the second claim's arms are slow
 
-def test_gpu_needs_a_model(tmp_path, monkeypatch):
-    with pytest.raises(Exception, match="needs --model FOLDER"): run(tmp_path, monkeypatch, profile="gpu")
+def test_gpu_needs_a_model(tmp_path, torch_pool):
+    with pytest.raises(Failed, match="needs --model FOLDER"): run(tmp_path, torch_pool, profile="gpu")
 
 def test_rows_have_both_marks(tiny_bert):
     from transformers import AutoTokenizer
     tok = build_tokenizer()
-    assert marked(tok, ["ana ."])[0]["input_ids"] == [tok.bos_token_id, *tok("ana .")["input_ids"]] and tok.eos_token_id == marked(tok, ["ana ."])[0]["input_ids"][-1]
+    assert marked(tok, ["ana ."])[0]["input_ids"] == [tok.bos_token_id, *tok("ana .")["input_ids"]]
+    assert tok.eos_token_id == marked(tok, ["ana ."])[0]["input_ids"][-1]
     real = AutoTokenizer.from_pretrained(tiny_bert)
-    assert marked(real, ["a b"])[0]["input_ids"] == [2, 5, 6, 3] and len(marked(real, ["a b c d e"], 4)[0]["input_ids"]) == 4
+    assert marked(real, ["a b"])[0]["input_ids"] == [2, 5, 6, 3]
+    assert len(marked(real, ["a b c d e"], 4)[0]["input_ids"]) == 4
     assert len(marked(tok, ["ana and ben see a dog ."], 5)[0]["input_ids"]) == 5
 
 def test_figure_is_drawn_from_records_alone():
-    import matplotlib; matplotlib.use("Agg")
+    import matplotlib
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     three = "teacher", "relations", "hidden"
-    arms = lambda a: {k: v for who in three for k, v in {who: a, f"width_{who}": 64, **{f"map_{who}_{i}_{j}": .1 for i in range(3) for j in range(3)}}.items()}
+    arms = lambda a: {k: v for who in three for k, v in {who: a, f"width_{who}": 64, **{f"map_{who}_{i}_{j}": .1
+            for i in range(3) for j in range(3)}}.items()}
     fig, ax = plt.subplots()
     maps_figure([dict(arms=arms(.5)), dict(arms=arms(.7))], ax)
     assert len(ax.child_axes) == 3 and all("64 wide, accuracy 0.60" in a.get_title() for a in ax.child_axes)

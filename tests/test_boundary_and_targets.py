@@ -1,11 +1,12 @@
-"Bayes' rule by counting every text and by a peer, how often borderline labels are wrong exactly, the loop's rows, checkpoints, bad input."
+"""Bayes' rule by counting every text and by a peer, how often borderline labels are wrong exactly, the loop's rows,
+checkpoints, bad input."""
 import itertools, json, math
-import numpy as np, papermill, pytest, torch
-from conftest import ROOT, executed
+import numpy as np, pytest, torch
+from conftest import ROOT, Failed, ran
 from scipy.stats import binom, norm
 from slmkit.core.zoo import load_model
-from slmkit.synth.boundary_and_targets import (NAMES, WORDS, Author, at_random, augmented, between, encoded, held_out, labels_figure, posterior, reads,
-    blended, relabelled, says, taught, targets, word_chances)
+from slmkit.synth.boundary_and_targets import (NAMES, WORDS, Author, at_random, augmented, between, encoded, held_out,
+    labels_figure, posterior, reads, blended, relabelled, says, taught, targets, word_chances)
 
 NB = ROOT/"nbs/synth/boundary_and_targets.ipynb"
 
@@ -23,7 +24,8 @@ def test_posterior_is_bayes_rule_over_every_text_there_is():
         joint = [math.prod(chances[c, w] for w in text)/3 for c in range(3)]
         assert np.allclose(p, [j/sum(joint) for j in joint], atol=1e-12)
     common = np.array([np.mean([math.prod(c[w] for w in t) for c in chances]) for t in texts])
-    assert common.sum() == pytest.approx(1, abs=1e-12) and np.allclose(common @ got, 1/3, atol=1e-12)  # what is believed on average is the prior
+    # what is believed on average is the prior
+    assert common.sum() == pytest.approx(1, abs=1e-12) and np.allclose(common @ got, 1/3, atol=1e-12)
 
 def test_posterior_is_a_multinomial_naive_bayes_with_these_chances():
     nb = pytest.importorskip("sklearn.naive_bayes")
@@ -53,7 +55,8 @@ def test_natural_rows_speak_for_each_topic_as_often_as_the_posterior_says():
         assert abs(share - post[here].mean()) < 4.5*math.sqrt(.25/n)
 
 def exactly_wrong(author):
-    "Share of borderline rows of two words whose label is not the likeliest class: every text, every pair, the weight integrated."
+    """Share of borderline rows of two words whose label is not the likeliest class: every text, every pair, the
+    weight integrated."""
     texts = np.array(list(itertools.product(range(len(WORDS)), repeat=2)))
     best, at = posterior(author.chances, texts).argmax(1), np.polynomial.legendre.leggauss(3)
     total = 0.
@@ -78,7 +81,8 @@ def test_two_ways_to_be_between():
     first, second = np.random.default_rng(13).dirichlet(np.ones(5), (2, 3))
     for w in (0., .3, 1.):
         want = np.exp(w*np.log(first) + (1 - w)*np.log(second))
-        assert np.allclose(blended(first, second, w), want/want.sum(1, keepdims=True)) and np.allclose(between(first, second, w).sum(1), 1)
+        assert np.allclose(blended(first, second, w), want/want.sum(1, keepdims=True))
+        assert np.allclose(between(first, second, w).sum(1), 1)
     assert np.allclose(between(first, second, 1.), first) and np.allclose(blended(first, second, 0.), second)
 
 # ---- labels
@@ -111,17 +115,24 @@ def test_targets_are_the_wrong_rows_each_so_often():
 
 def test_rounds_write_only_from_wrong_seed_rows():
     seeds, asked = [dict(of=i, need=i, copy=False) for i in range(4)], []
-    judge = lambda written: [sum(r["of"] == s["of"] for r in written) >= s["need"] for s in seeds]  # seed i needs i copies
-    def vary(row): asked.append(row); return row | dict(copy=True)
+    # seed i needs i copies
+    judge = lambda written: [sum(r["of"] == s["of"] for r in written) >= s["need"] for s in seeds]
+    def vary(row):
+        asked.append(row)
+        return row | dict(copy=True)
     written, found = augmented(judge, vary, seeds, 4, lambda hits: targets(hits, 1))
     assert [(~f).sum() for f in found] == [3, 2, 1, 0]
-    assert [r["of"] for r in written] == [1, 2, 3, 2, 3, 3] and all(r["copy"] for r in written) and not any(r["copy"] for r in asked)
+    assert [r["of"] for r in written] == [1, 2, 3, 2, 3, 3]
+    assert all(r["copy"] for r in written)
+    assert not any(r["copy"] for r in asked)
     assert not any(r["copy"] for r in seeds)
     assert augmented(judge, vary, seeds, 0)[0] == []
 
 def test_each_seed_row_is_judged_by_a_student_who_has_not_learnt_it():
     seeds, written, learnt = [dict(of=i, label=i % 3) for i in range(14)], [dict(of=99, label=0)], []
-    def learn(rows, share): learnt.append((rows, share)); return rows
+    def learn(rows, share):
+        learnt.append((rows, share))
+        return rows
     def right(student, rows):
         assert not {r["of"] for r in rows} & {r["of"] for r in student} and written[0] in student
         assert {r["label"] for r in student} == {0, 1, 2}
@@ -177,33 +188,40 @@ def test_arms_start_alike_and_learn(bert):
 def tiny_bert(folder):
     from transformers import BertConfig, BertModel
     tok = load_model("bert-1m", "cpu", kind="encoder")[1]
-    torch.manual_seed(0); tok.save_pretrained(folder)
-    BertModel(BertConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=128, pad_token_id=0)).save_pretrained(folder)
+    torch.manual_seed(0)
+    tok.save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=128, pad_token_id=0)).save_pretrained(folder)
     return str(folder)
 
 FAST = {"borderline-beats-plain", "relabelling-is-crucial", "wrong-rows-beat-random-rows", "rounds-beat-all-at-once"}
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file_as_the_pool(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file_as_the_pool(tmp_path, torch_pool):
     model, mine = tiny_bert(tmp_path/"bert"), tmp_path/"mine.jsonl"
     from slmkit.toyland.tasks import task
-    mine.write_text("\n".join(json.dumps(dict(text=r["input"], label=r["label"])) for split, k in (("train", 400), ("test", 60))
-                              for r in task("topics", split, k)))
-    found = executed(NB, tmp_path, monkeypatch, profile="gpu", model=model, data=str(mine), columns="input=text", n=24, steps=3, short=3)
-    assert set(found) == FAST | {"a-doubting-teacher-will-do", "blended-rows-beat-plain"} and all(r["model"] == model for r in found.values())
+    mine.write_text("\n".join(json.dumps(dict(text=r["input"], label=r["label"]))
+            for split, k in (("train", 400), ("test", 60)) for r in task("topics", split, k)))
+    found = ran(NB, tmp_path, torch_pool, profile="gpu", model=model, data=str(mine), columns="input=text", n=24,
+        steps=3, short=3)
+    assert set(found) == FAST | {"a-doubting-teacher-will-do", "blended-rows-beat-plain"}
+    assert all(r["model"] == model for r in found.values())
     arms = found["a-doubting-teacher-will-do"]["arms"]
-    assert arms["wrong_relabelled"] == 0 < arms["wrong_own_labels"] and arms["wrong_targeted"] == 0  # the pool's labels are right
+    # the pool's labels are right
+    assert arms["wrong_relabelled"] == 0 < arms["wrong_own_labels"] and arms["wrong_targeted"] == 0
     assert not any(k.endswith("_near") for k in arms) and all(map(math.isfinite, arms.values()))
 
-def test_bad_input_is_one_clear_line(tmp_path, monkeypatch):
-    with pytest.raises(papermill.PapermillExecutionError, match="profile gpu needs --model FOLDER"):
-        executed(NB, tmp_path, monkeypatch, profile="gpu")
+def test_bad_input_is_one_clear_line(tmp_path, torch_pool):
+    with pytest.raises(Failed, match="profile gpu needs --model FOLDER"):
+        ran(NB, tmp_path, torch_pool, profile="gpu")
     few = tmp_path/"few.jsonl"
     few.write_text("\n".join(json.dumps(dict(input=f"{w} {i}", label=w)) for w in ("goal", "oven") for i in range(50)))
-    with pytest.raises(papermill.PapermillExecutionError, match="Pool: no more rows for '(goal|oven)': give a larger set, or a smaller n"):
-        executed(NB, tmp_path, monkeypatch, profile="smoke", data=str(few), n=60)
+    with pytest.raises(Failed,
+            match="Pool: no more rows for '(goal|oven)': give a larger set, or a smaller n"):
+        ran(NB, tmp_path, torch_pool, profile="smoke", data=str(few), n=60)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (executed(NB, tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (ran(NB, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == FAST
 
 def test_figure_needs_no_run():
@@ -211,7 +229,9 @@ def test_figure_needs_no_run():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     names = "relabelled doubting doubt_1.0 own_labels at_random".split()
-    arms = {k: .8 - i/20 for i, k in enumerate(names)} | {f"wrong_{k}": i/10 for i, k in enumerate(names)} | {"plain": .8, "natural": .9, "doubt_1.0_near": .5}
-    fig, ax = plt.subplots(); labels_figure([dict(arms=arms)]*2, ax)
+    arms = {k: .8 - i/20 for i, k in enumerate(names)} | {f"wrong_{k}": i/10
+        for i, k in enumerate(names)} | {"plain": .8, "natural": .9, "doubt_1.0_near": .5}
+    fig, ax = plt.subplots()
+    labels_figure([dict(arms=arms)]*2, ax)
     assert ax.lines[0].get_xdata().tolist() == [0, .1, .2] and len(ax.lines) == 5
     plt.close(fig)

@@ -1,13 +1,14 @@
-"Cascades: curves against brute force, quantiles against numpy, energy against torch, FLOPs by hand, answers against full passes, bad input, checkpoints."
+"""Cascades: curves against brute force, quantiles against numpy, energy against torch, FLOPs by hand, answers
+against full passes, bad input, checkpoints."""
 import itertools, json, math
 import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import executed
+from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
-from slmkit.infer.cascades import (LEVELS, answered, area, both_figure, deferral_curve, energy, first_layers, learned, mix, overlap, price,
-    quantiles, scored, summary, threshold, unsure)
+from slmkit.infer.cascades import (LEVELS, answered, area, both_figure, deferral_curve, energy, first_layers, learned,
+    mix, overlap, price, quantiles, scored, summary, threshold, unsure)
 
 NB = Path(__file__).parents[1]/"nbs/infer/cascades.ipynb"
 
@@ -49,13 +50,17 @@ def test_equal_scores_go_by_place():
     x, y = deferral_curve(np.zeros(3), np.array([0., 0., 1.]), np.array([1., 0., 0.]))
     assert np.allclose(y, [1/3, 2/3, 2/3, 1/3])
 
-@pytest.mark.parametrize("pick", [lambda f, y: np.argmax(y), lambda f, y: int(np.searchsorted(f, f.mean())), lambda f, y: 0, lambda f, y: len(y) - 1])
+@pytest.mark.parametrize("pick", [lambda f, y: np.argmax(y), lambda f, y: int(np.searchsorted(f, f.mean())),
+        lambda f, y: 0, lambda f, y: len(y) - 1])
 def test_a_threshold_gives_the_point_that_was_picked(pick):
     score, small, large, price = case(3)
     seen = []
-    def watched(flops, accuracy): seen.append((flops, accuracy)); return pick(flops, accuracy)
+    def watched(flops, accuracy):
+        seen.append((flops, accuracy))
+        return pick(flops, accuracy)
     sent = score >= threshold(score, small, large, 5., price, watched)
-    flops, accuracy = seen[0]; k = pick(flops, accuracy)
+    flops, accuracy = seen[0]
+    k = pick(flops, accuracy)
     assert sent.sum() == k and np.where(sent, large, small).mean() == pytest.approx(accuracy[k])
     assert (5. + sent*price).mean() == pytest.approx(flops[k])  # FLOPs a row, over all rows
 
@@ -85,7 +90,8 @@ def test_energy_overflows_nowhere_and_sees_what_softmax_does_not():
     assert torch.allclose(energy(huge, .1), torch.tensor([-1e4, 1e4]))
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     one, two = unsure(x, 2.), unsure(x + 3, 2.)
-    assert np.allclose(two["energy"], one["energy"] - 3) and all(np.allclose(one[k], two[k]) for k in ("softmax", "entropy"))
+    assert np.allclose(two["energy"], one["energy"] - 3)
+    assert all(np.allclose(one[k], two[k]) for k in ("softmax", "entropy"))
 
 def test_unsure_is_scipys_entropy_and_the_largest_probability():
     from scipy.stats import entropy
@@ -96,10 +102,12 @@ def test_unsure_is_scipys_entropy_and_the_largest_probability():
 
 def test_a_learned_rule_finds_the_gain_and_is_the_same_each_time():
     rng = np.random.default_rng(0)
-    features = rng.random((600, 3)); gain = (features[:, 1] > .5)*1. - .5*(features[:, 2] > .7)
+    features = rng.random((600, 3))
+    gain = (features[:, 1] > .5)*1. - .5*(features[:, 2] > .7)
     rule = learned(features[:400], gain[:400])
     got = rule(features[400:])
-    assert np.corrcoef(got, gain[400:])[0, 1] > .95 and (learned(features[:400], gain[:400])(features[400:]) == got).all()
+    assert np.corrcoef(got, gain[400:])[0, 1] > .95
+    assert (learned(features[:400], gain[:400])(features[400:]) == got).all()
     assert np.ptp(learned(features, np.zeros(600))(features)) == 0  # nothing gained: no row before another
 
 # ---- what a token costs, counted by hand
@@ -124,16 +132,20 @@ def test_price_of_a_classifier_is_the_count_by_hand(bert):
 def test_first_layers_run_as_the_whole_models_first_layers(t5, bert):
     from transformers import LlamaConfig, LlamaForCausalLM
     ids = torch.arange(5, 15)[None]
-    model = t5[0]; before = sum(p.numel() for p in model.parameters())
+    model = t5[0]
+    before = sum(p.numel() for p in model.parameters())
     cut = first_layers(model, 2)
     assert sum(p.numel() for p in model.parameters()) == before and model.config.num_layers == 3
-    assert (cut.config.num_layers, cut.config.num_decoder_layers, len(cut.encoder.block), len(cut.decoder.block)) == (2, 2, 2, 2)
+    assert (cut.config.num_layers, cut.config.num_decoder_layers, len(cut.encoder.block),
+        len(cut.decoder.block)) == (2, 2, 2, 2)
     with torch.no_grad():
         seen = model.encoder(ids, output_hidden_states=True).hidden_states[2]
         assert torch.allclose(cut.encoder.final_layer_norm(seen), cut.encoder(ids).last_hidden_state, atol=1e-5)
         small = first_layers(bert[0], 1)
-        assert torch.allclose(small.bert(ids).last_hidden_state, bert[0].bert(ids, output_hidden_states=True).hidden_states[1], atol=1e-5)
-        llama = LlamaForCausalLM(LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2)).eval()
+        assert torch.allclose(small.bert(ids).last_hidden_state,
+            bert[0].bert(ids, output_hidden_states=True).hidden_states[1], atol=1e-5)
+        llama = LlamaForCausalLM(LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=3,
+                num_attention_heads=2)).eval()
         llama_cut = first_layers(llama, 1)
         assert len(llama_cut.model.layers) == llama_cut.config.num_hidden_layers == 1
         seen = llama(ids[:, :4], output_hidden_states=True).hidden_states[1]
@@ -145,20 +157,27 @@ def test_cuts_that_leave_nothing_or_cut_nothing_are_refused(t5, keep):
     assert "\n" not in str(e.value)
 
 def test_a_model_without_layers_is_refused():
-    model = torch.nn.Linear(2, 2); model.config = None
+    model = torch.nn.Linear(2, 2)
+    model.config = None
     with pytest.raises(KitError, match="first_layers"): first_layers(model, 1)
 
 # ---- rows and answers
 
 def test_mix_has_all_tasks_in_one_order_for_each_seed():
     one, two = mix("intents,tracking", "test", 6, 1), mix("intents,tracking", "test", 6, 1)
-    assert one == two != mix("intents,tracking", "test", 6, 2) and [r["task"] for r in one].count("intents") == 6 == len(one)/2
+    assert one == two != mix("intents,tracking", "test", 6, 2)
+    assert [r["task"] for r in one].count("intents") == 6 == len(one)/2
     assert [r["task"] for r in one] != sorted(r["task"] for r in one)
     with pytest.raises(KitError, match="nothing_such"): mix("intents,nothing_such", "test", 2, 0)
 
 def test_overlap_is_torchmetrics_f1_for_squad():
     squad = pytest.importorskip("torchmetrics.functional.text").squad  # which drops articles and dots: none here
-    for said, right in [("old dog slept", "old cat slept"), ("dog", "cat"), ("dog dog cat", "dog cat cat"), ("Dog", "dog"), ("big dog in town", "dog")]:
+    for said, right in [
+            ("old dog slept", "old cat slept"),
+            ("dog", "cat"),
+            ("dog dog cat", "dog cat cat"),
+            ("Dog", "dog"),
+            ("big dog in town", "dog")]:
         peer = squad(dict(prediction_text=said, id="1"), dict(answers=dict(answer_start=[0], text=[right]), id="1"))
         assert overlap(said, right) == pytest.approx(peer["f1"].item()/100, abs=1e-6)
     assert overlap("", "dog") == 0 and overlap("", "") == 0
@@ -193,44 +212,58 @@ def tiny(tmp_path_factory, t5, bert):
     from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
     place, out = tmp_path_factory.mktemp("tiny"), {}
     for name, layers in (("model", 3), ("small", 2)):
-        torch.manual_seed(0); tok = t5[1]
-        T5ForConditionalGeneration(T5Config(vocab_size=len(tok), d_model=16, d_kv=8, d_ff=16, num_layers=layers, num_heads=2,
-            pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, decoder_start_token_id=tok.pad_token_id)).save_pretrained(place/name)
-        tok.save_pretrained(place/name); out[name] = str(place/name)
+        torch.manual_seed(0)
+        tok = t5[1]
+        T5ForConditionalGeneration(T5Config(vocab_size=len(tok), d_model=16, d_kv=8, d_ff=16, num_layers=layers,
+                num_heads=2, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id,
+                decoder_start_token_id=tok.pad_token_id)).save_pretrained(place/name)
+        tok.save_pretrained(place/name)
+        out[name] = str(place/name)
     for name, layers in (("encoder", 3), ("swift", 2)):
-        torch.manual_seed(0); tok = bert[1]
-        BertForMaskedLM(BertConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2,
-            max_position_embeddings=256, pad_token_id=tok.pad_token_id)).save_pretrained(place/name)
-        tok.save_pretrained(place/name); out[name] = str(place/name)
+        torch.manual_seed(0)
+        tok = bert[1]
+        BertForMaskedLM(BertConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=16, num_hidden_layers=layers,
+                num_attention_heads=2, max_position_embeddings=256,
+                pad_token_id=tok.pad_token_id)).save_pretrained(place/name)
+        tok.save_pretrained(place/name)
+        out[name] = str(place/name)
     return out
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-CLAIMS = {"learned-beats-sum-and-mean", "learned-beats-both-where-words-count", "the-sum-defers-by-length", "energy-is-not-worse",
-          "cascade-beats-super", "cheaper-at-supers-accuracy"}
-def test_paper_path_on_tiny_checkpoints_two_of_each(tmp_path, monkeypatch, tiny):
-    found = run(tmp_path, monkeypatch, profile="paper", data="intents,tagging", labels="sentiment", rows=10, steps=2, **tiny)
+CLAIMS = {"learned-beats-sum-and-mean", "learned-beats-both-where-words-count", "the-sum-defers-by-length",
+    "energy-is-not-worse", "cascade-beats-super", "cheaper-at-supers-accuracy"}
+@pytest.mark.slow
+def test_paper_path_on_tiny_checkpoints_two_of_each(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="paper", data="intents,tagging", labels="sentiment", rows=10,
+        steps=2, **tiny)
     assert set(found) == CLAIMS and found["energy-is-not-worse"]["model"] == tiny["model"]
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     arms = found["energy-is-not-worse"]["arms"]
     assert arms["swift_flops"]*3 == pytest.approx(arms["super_flops"]*2)  # two layers of three
 
-def test_gpu_path_cuts_a_checkpoint_and_reads_a_file(tmp_path, monkeypatch, tiny):
+@pytest.mark.slow
+def test_gpu_path_cuts_a_checkpoint_and_reads_a_file(tmp_path, torch_pool, tiny):
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(200)))
-    found = run(tmp_path, monkeypatch, profile="gpu", data=str(mine), labels=str(mine), model=tiny["model"], encoder=tiny["encoder"],
-                rows=8, steps=1, temperature=2.)
-    assert set(found) == CLAIMS and found["energy-is-not-worse"]["arms"]["swift_flops"]*3 == pytest.approx(found["energy-is-not-worse"]["arms"]["super_flops"])
+    found = run(tmp_path, torch_pool, profile="gpu", data=str(mine), labels=str(mine), model=tiny["model"],
+        encoder=tiny["encoder"], rows=8, steps=1, temperature=2.)
+    assert set(found) == CLAIMS
+    assert found["energy-is-not-worse"]["arms"]["swift_flops"]*3 == pytest.approx(
+        found["energy-is-not-worse"]["arms"]["super_flops"])
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS
 
 def test_figure_needs_no_run():
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    arms = {f"{w}_{k}": .5 for w in ("exact", "graded") for k in ("random", "sum", "mean", "quantile", "blind", "learned")}
-    fig, ax = plt.subplots(); both_figure([dict(arms=arms)]*2, ax)
+    arms = {f"{w}_{k}": .5 for w in ("exact", "graded")
+        for k in ("random", "sum", "mean", "quantile", "blind", "learned")}
+    fig, ax = plt.subplots()
+    both_figure([dict(arms=arms)]*2, ax)
     assert "learned from tokens" in {t.get_text() for t in ax.get_legend().get_texts()}
     plt.close(fig)

@@ -5,7 +5,6 @@ from conftest import RECORD
 ray = pytest.importorskip("ray", reason="needs slmkit[ray]")
 from slmkit.run import batch as runner
 from slmkit.run import records
-from slmkit.run.cluster import RayPool
 from slmkit.run.progress import Console
 from slmkit.run.plan import plan
 from test_runner import RIGHT, right

@@ -1,19 +1,19 @@
-"Conformal and PAC sets: thresholds against mapie and Clopper-Pearson, holes against enumeration and an integer program, bad input."
+"""Conformal and PAC sets: thresholds against mapie and Clopper-Pearson, holes against enumeration and an integer
+program, bad input."""
 import itertools, math, random
 import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.stats import binomtest
-from conftest import executed
+from conftest import ran
 from slmkit.core.fit import collate, encode
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 from slmkit.distill.offline_logits import ece
-from slmkit.judge.conformal import (FORMS, alike, conformal, first_miss, label_probabilities, options, pac, parse, path, prompts,
-    resample, size, taken_away, together, with_holes, word_costs, worded)
+from slmkit.judge.conformal import (FORMS, alike, conformal, first_miss, label_probabilities, options, pac, parse, path,
+    prompts, resample, size, taken_away, together, with_holes, word_costs, worded)
 from slmkit.toyland.tasks import task
-from slmkit.toyland.tokenizer import build_tokenizer
 
 NB = Path(__file__).parents[1]/"nbs/judge/conformal.ipynb"
 
@@ -37,8 +37,10 @@ def test_label_sets_are_mapies(alpha, n):
         def predict_proba(self, X): return X
         def predict(self, X): return X.argmax(1)
     rng = np.random.default_rng(n)
-    p, y = rng.dirichlet(np.ones(5), size=2*n), rng.integers(5, size=2*n); y[:5] = range(5)
-    given = Given(); given.classes_ = np.arange(5)
+    p, y = rng.dirichlet(np.ones(5), size=2*n), rng.integers(5, size=2*n)
+    y[:5] = range(5)
+    given = Given()
+    given.classes_ = np.arange(5)
     peer = mapie.SplitConformalClassifier(given, confidence_level=1 - alpha, conformity_score="lac", prefit=True)
     _, sets = peer.conformalize(p[:n], y[:n]).predict_set(p[n:])
     q = conformal(1 - p[np.arange(n), y[:n]], alpha)
@@ -50,8 +52,11 @@ def test_ece_is_mapies():
     rng = np.random.default_rng(0)
     for bins in (5, 10, 15):
         p, y = rng.dirichlet(np.ones(4)*.5, size=500), rng.integers(4, size=500)
-        peer = calibration.expected_calibration_error((p.argmax(1) == y).astype(int), p.max(1), num_bins=bins + 1, split_strategy="uniform")  # it counts edges
-        assert ece(torch.from_numpy(p.max(1)), torch.from_numpy(p.argmax(1) == y), bins) == pytest.approx(peer, abs=1e-9)
+        # it counts edges
+        peer = calibration.expected_calibration_error((p.argmax(1) == y).astype(int), p.max(1), num_bins=bins + 1,
+            split_strategy="uniform")
+        assert ece(torch.from_numpy(p.max(1)), torch.from_numpy(p.argmax(1) == y),
+            bins) == pytest.approx(peer, abs=1e-9)
 
 @pytest.mark.parametrize("n,alpha,delta", [(22, .1, .1), (60, .1, .05), (312, .1, .1), (500, .05, .01), (30, .3, .2)])
 def test_pac_allows_what_clopper_pearson_allows(n, alpha, delta):
@@ -71,7 +76,8 @@ def test_coverage_over_many_draws_is_what_theory_says():
     for n in (22, 312):
         _, covers = resample(world, lambda s: pac(s, .1, .1), n, 4000, 2)
         assert .9 - 4*.3/4000**.5 <= (covers >= .9).mean() <= .93
-    assert (covers[:50] == [(world <= t).mean() for t in resample(world, lambda s: pac(s, .1, .1), 312, 4000, 2)[0][:50]]).all()
+    thresholds, _ = resample(world, lambda s: pac(s, .1, .1), 312, 4000, 2)
+    assert (covers[:50] == [(world <= t).mean() for t in thresholds[:50]]).all()
 
 # ---- programs with holes
 
@@ -84,12 +90,14 @@ def own(node): return [*node[0], *(i for k in node[1] for i in own(k))]
 def test_tree_owns_every_word_once(programs):
     for words in programs:
         tree = parse(words)
-        assert sorted(own(tree)) == list(range(len(words) + 1)) and with_holes(tree, [*words, ""], ()) == " ".join(words)
+        assert sorted(own(tree)) == list(range(len(words) + 1))
+        assert with_holes(tree, [*words, ""], ()) == " ".join(words)
         assert with_holes(tree, [*words, ""], (len(words),)) == "??"
 
 @pytest.mark.parametrize("words", ["( 3 - n", ") ) 3", "[ v ) for (", "", ", ,", "max"])
 def test_what_is_no_program_is_a_tree_too(words):
-    words = words.split(); tree = parse(words)
+    words = words.split()
+    tree = parse(words)
     assert sorted(own(tree)) == list(range(len(words) + 1)) and with_holes(tree, [*words, ""], ()) == " ".join(words)
     assert path(words, [1.]*(len(words) + 1), ["3"], 3)[0][1:4] == (1., True, "??")
 
@@ -113,14 +121,16 @@ def test_path_is_the_integer_programs(programs):
     rng = np.random.default_rng(1)
     for words in programs[:12]:
         tree, cost = parse(words), random_costs(words, rng)
-        spots = places(tree); n = len(spots)
+        spots = places(tree)
+        n = len(spots)
         nodes = [below(tree, p) for p in spots]
         for tau in (.3*sum(cost), .7*sum(cost)):
             # one variable a node: it is a hole; a word is left unless its node or one above is a hole
             sizes, nats = np.array([size(x) for x in nodes]), np.array([sum(cost[i] for i in own(x)) for x in nodes])
             above = [[q for q, y in enumerate(nodes) if p in places(y)] for p in spots]  # with the node itself
             once = np.array([[q in a for q in range(n)] for a in above], float)
-            rules = [LinearConstraint(once, ub=1), LinearConstraint(np.ones(n), ub=3), LinearConstraint(nats, lb=sum(cost) - tau)]
+            rules = [LinearConstraint(once, ub=1), LinearConstraint(np.ones(n), ub=3),
+                LinearConstraint(nats, lb=sum(cost) - tau)]
             peer = milp(sizes, constraints=rules, integrality=np.ones(n), bounds=Bounds(0, 1))
             ours = max((nats, share) for nats, share, *_ in path(words, cost, words, 3) if nats < tau)[1]
             assert round(ours*n) == round(peer.fun)
@@ -178,7 +188,8 @@ def test_words_that_are_no_tokens_are_refused(writer):
 
 def test_answers_with_a_cache_are_those_of_the_whole_prompt(reader):
     model, tok = reader
-    rows = list(task("topics", "train", 30, 0, words=2, distractors=0)); labels = sorted({r["label"] for r in rows})
+    rows = list(task("topics", "train", 30, 0, words=2, distractors=0))
+    labels = sorted({r["label"] for r in rows})
     texts = [r["input"] for r in rows[:3]] + ["ana likes the stove . ana wants the long road of 31 eggs ."]
     for form, examples in prompts(rows, 4, len(FORMS), random.Random(0)):
         p = label_probabilities(model, tok, (form, examples), texts, labels, size=3)
@@ -204,24 +215,31 @@ def test_together():
 def tiny(tmp_path):
     "A writer's and a reader's random checkpoints with the zoo's tokenizers."
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
-    _, t5 = load_model("t5-1m", seed=0); _, lm = load_model("lm-1m", seed=0, kind="causal")
+    _, t5 = load_model("t5-1m", seed=0)
+    _, lm = load_model("lm-1m", seed=0, kind="causal")
     torch.manual_seed(0)
     shape = dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=t5.pad_token_id)
     T5ForConditionalGeneration(T5Config(vocab_size=len(t5), pad_token_id=t5.pad_token_id, eos_token_id=t5.eos_token_id,
-                                        **shape)).save_pretrained(tmp_path/"t5"); t5.save_pretrained(tmp_path/"t5")
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(lm), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                 max_position_embeddings=1024)).save_pretrained(tmp_path/"lm"); lm.save_pretrained(tmp_path/"lm")
+            **shape)).save_pretrained(tmp_path/"t5")
+    t5.save_pretrained(tmp_path/"t5")
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(lm), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=1024)).save_pretrained(tmp_path/"lm")
+    lm.save_pretrained(tmp_path/"lm")
     return dict(model=str(tmp_path/"t5"), answerer=str(tmp_path/"lm"))
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-PROMPTED = {"conformal-label-sets", "hole-sets-keep-the-promise", "holes-take-less-away", "ensembling-calibrates", "more-than-softening"}
-def test_gpu_path_on_tiny_checkpoints(tmp_path, monkeypatch, tiny):
-    found = run(tmp_path, monkeypatch, profile="gpu", train=2, pool=60, **tiny)
-    assert set(found) == PROMPTED | {"ensembling-calibrates-the-tuned"} and {r["n_rows"] for r in found.values()} == {60}
+PROMPTED = {"conformal-label-sets", "hole-sets-keep-the-promise", "holes-take-less-away", "ensembling-calibrates",
+    "more-than-softening"}
+@pytest.mark.slow
+def test_gpu_path_on_tiny_checkpoints(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="gpu", train=2, pool=60, **tiny)
+    assert set(found) == PROMPTED | {"ensembling-calibrates-the-tuned"}
+    assert {r["n_rows"] for r in found.values()} == {60}
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["holes-take-less-away"]["model"] == tiny["model"]
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == PROMPTED  # the tuned arms are slow

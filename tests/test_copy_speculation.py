@@ -1,20 +1,23 @@
-"Copy speculation: greedy decoding and transformers' prompt lookup as peers, trees against plain passes, cuts of the cache, bad input."
+"""Copy speculation: greedy decoding and transformers' prompt lookup as peers, trees against plain passes, cuts of
+the cache, bad input."""
 import math, random
 from collections import Counter
 import pytest, torch
 from functools import partial
 from pathlib import Path
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+    MistralConfig, MistralForCausalLM)
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from conftest import executed
+from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
-from slmkit.infer.copy_speculation import (Copy, NOTE, Trigrams, accepted, cast, choose, count, fact, grow, keep, look, report, speculate,
-    step, visible)
+from slmkit.infer.copy_speculation import (Copy, NOTE, Trigrams, accepted, cast, choose, count, fact, grow, keep, look,
+    report, speculate, step, visible)
 from slmkit.toyland.tokenizer import build_tokenizer
 
 NB = Path(__file__).parents[1]/"nbs/infer/copy_speculation.ipynb"
-SHAPE = dict(vocab_size=11, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+SHAPE = dict(vocab_size=11, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=256)
 
 def tiny(cls=LlamaForCausalLM, config=LlamaConfig, **more):
     "A random decoder in float64: few words, so that it repeats itself, and no ties."
@@ -36,21 +39,25 @@ class Dice:
         for i in range(size):
             p = self.rng.randrange(-1, i)
             left = [t for t in range(self.words) if (p, t) not in set(zip(parents, tokens))]
-            tokens.append(self.rng.choice(left)); parents.append(p)
+            tokens.append(self.rng.choice(left))
+            parents.append(p)
         return tokens, parents
 
 def passes(model):
     "A list to which each pass of the model adds the number of its tokens; call .remove() on what comes with it."
     seen = []
-    return seen, model.register_forward_pre_hook(lambda m, args, kw: seen.append(kw["input_ids"].shape[1]), with_kwargs=True)
+    return seen, model.register_forward_pre_hook(lambda m, args, kw: seen.append(kw["input_ids"].shape[1]),
+        with_kwargs=True)
 
 def generate(model, ids, most, **kw):
-    out = model.generate(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=most, do_sample=False, **kw)
+    out = model.generate(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=most,
+        do_sample=False, **kw)
     return out[0, len(ids):].tolist()
 
 # ---- the peer: greedy decoding of transformers
 
-@pytest.mark.parametrize("drafter", [lambda: None, lambda: Copy(1), lambda: Copy(3), lambda: Trigrams(), lambda: Trigrams(explore=1.), lambda: Dice(1)])
+@pytest.mark.parametrize("drafter", [lambda: None, lambda: Copy(1), lambda: Copy(3), lambda: Trigrams(),
+        lambda: Trigrams(explore=1.), lambda: Dice(1)])
 def test_every_drafter_says_what_generate_says(llama, drafter):
     for i in range(3):
         ids = random.Random(i).choices(range(11), k=9)
@@ -58,10 +65,12 @@ def test_every_drafter_says_what_generate_says(llama, drafter):
         assert out.tokens == generate(llama, ids, 40) and sum(out.said) == 40
 
 @pytest.mark.parametrize("cls,config,more", [(Qwen2ForCausalLM, Qwen2Config, dict(num_key_value_heads=2)),
-    (GPT2LMHeadModel, GPT2Config, dict(n_embd=16, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0))])
+        (GPT2LMHeadModel, GPT2Config, dict(n_embd=16, n_layer=2, n_head=4, n_positions=256,
+        bos_token_id=0, eos_token_id=0))])
 def test_other_architectures(cls, config, more):
     model, ids = tiny(cls, config, **more), [1, 2, 3, 1, 2, 3, 1]
-    for drafter in (Copy(2), Trigrams(explore=1.), Dice(0)): assert speculate(model, ids, drafter, most=20).tokens == generate(model, ids, 20)
+    for drafter in (Copy(2), Trigrams(explore=1.), Dice(0)):
+        assert speculate(model, ids, drafter, most=20).tokens == generate(model, ids, 20)
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_zoo_decoder_stops_at_its_end_token(zoo, attention):
@@ -96,9 +105,10 @@ def test_prompt_lookup_gives_our_tokens_and_with_its_rule_our_passes(llama):
         seen, hook = passes(llama)
         peer = generate(llama, ids, 60, prompt_lookup_num_tokens=5)
         hook.remove()
-        mine, copied = speculate(llama, ids, Lookup(60), most=60, size=5), speculate(llama, ids, Copy(2), most=60, size=5)
+        mine, copied = (speculate(llama, ids, drafter, most=60, size=5) for drafter in (Lookup(60), Copy(2)))
         assert peer == mine.tokens == copied.tokens
-        assert len(mine.said) == len(seen) and 0 <= sum(seen) - mine.read <= 5  # the peer's last draft is not cut to what is still wanted
+        # the peer's last draft is not cut to what is still wanted
+        assert len(mine.said) == len(seen) and 0 <= sum(seen) - mine.read <= 5
         saved += 60 - len(seen)
     assert saved > 20  # else this would compare nothing
 
@@ -110,7 +120,9 @@ def test_a_copy_is_what_followed_the_last_match():
         gamma, size, ids = rng.randint(1, 3), rng.randint(1, 6), []
         copier = Copy(gamma)
         for _ in range(40):
-            part = rng.choices(range(3), k=rng.randint(1, 3)); ids += part; copier.read(part)
+            part = rng.choices(range(3), k=rng.randint(1, 3))
+            ids += part
+            copier.read(part)
             ends = [e for e in range(gamma, len(ids)) if ids[e - gamma:e] == ids[-gamma:]]
             want = ids[ends[-1]:ends[-1] + size] if ends else []
             assert copier.draft(size) == (want, list(range(-1, len(want) - 1)))
@@ -145,7 +157,9 @@ def test_a_grown_tree_is_one_and_a_greedy_one_is_the_likeliest_chain():
 
 def test_counts():
     ids = random.Random(0).choices(range(4), k=300)
-    t = Trigrams(); t.read(ids[:100]); t.read(ids[100:])
+    t = Trigrams()
+    t.read(ids[:100])
+    t.read(ids[100:])
     for n in (1, 2):
         brute = Counter(tuple(ids[i - n:i + 1]) for i in range(n, 300))
         assert {k + (c,): v for k, f in t.own.items() if len(k) == n for c, v in f.items()} == brute
@@ -154,8 +168,11 @@ def test_what_other_texts_say_weighs_as_told():
     base = {}
     for ids in ([1, 2, 3], [1, 2, 3], [1, 2, 4], [5, 2, 6]):
         for i in range(1, 3): count(base, ids[:i], ids[i])
-    t = Trigrams(base, strength=3.); t.read([1, 2, 4])
-    assert t.odds([1, 2]) == {4: 1 + 1., 3: 2.} and t.odds([9, 2]) == {4: 1 + .75, 3: 1.5, 6: .75} and t.odds([9, 9]) == {}
+    t = Trigrams(base, strength=3.)
+    t.read([1, 2, 4])
+    assert t.odds([1, 2]) == {4: 1 + 1., 3: 2.}
+    assert t.odds([9, 2]) == {4: 1 + .75, 3: 1.5, 6: .75}
+    assert t.odds([9, 9]) == {}
     assert base[(1, 2)] == {3: 2, 4: 1}  # reading leaves the other texts' counts alone
 
 def test_a_draft_that_learns_gets_better(llama):
@@ -174,7 +191,9 @@ def test_a_tree_in_one_pass_is_each_branch_in_a_pass_of_its_own(llama):
         assert rows.shape == (9, 11) and cache.get_seq_length() == 13
         for i in range(-1, 8):
             path, at = [], i
-            while at >= 0: path.insert(0, tokens[at]); at = parents[at]
+            while at >= 0:
+                path.insert(0, tokens[at])
+                at = parents[at]
             assert torch.allclose(rows[i + 1], llama(input_ids=torch.tensor([text + path])).logits[0, -1], atol=1e-10)
 
 @pytest.mark.parametrize("taken", [[], [0], [0, 1], [1, 4], [2]])
@@ -182,7 +201,8 @@ def test_the_cache_forgets_what_was_not_accepted(llama, taken):
     text, tokens, parents = [1, 2, 3], [4, 5, 6, 7, 8], [-1, 0, -1, 0, 1] if taken != [1, 4] else [-1, -1, 0, 0, 1]
     cache = DynamicCache(config=llama.config)
     with torch.no_grad():
-        look(llama, cache, text, tokens, parents); keep(cache, 5, taken)
+        look(llama, cache, text, tokens, parents)
+        keep(cache, 5, taken)
         whole = text + [tokens[i] for i in taken]
         assert cache.get_seq_length() == len(whole)
         want = llama(input_ids=torch.tensor([whole + [9]])).logits[0, -1]
@@ -220,10 +240,16 @@ def test_bad_input(llama):
 def test_a_report_has_one_answer_whatever_its_prompt_holds():
     rng = random.Random(5)
     facts, same, other = [[fact(rng, c) for _ in range(4)] for c in [cast(rng)]*2 + [cast(rng)]]
-    forms = [report(random.Random(k), facts, *more) for k, more in enumerate([(0,), (.5,), (1,), (0, same), (0, other)])]
+    forms = [report(random.Random(k), facts, *more) for k, more in enumerate([
+        (0,),
+        (.5,),
+        (1,),
+        (0, same),
+        (0, other)])]
     answer = forms[0][1]
     assert {a for _, a in forms} == {answer} and answer in forms[2][0]
-    assert [p.count(" ;") for p, _ in forms] == [4, 2, 0, 4, 4] and [p.count("</s>") for p, _ in forms] == [0, 0, 0, 1, 1]
+    assert [p.count(" ;") for p, _ in forms] == [4, 2, 0, 4, 4]
+    assert [p.count("</s>") for p, _ in forms] == [0, 0, 0, 1, 1]
     lines = [line.rstrip(" .") for line in answer.split(" . ")]
     assert len(lines) == 4 and [sum(line in p for line in lines) for p, _ in forms] == [0, 2, 4, 0, 0]
     tok = build_tokenizer()
@@ -231,21 +257,25 @@ def test_a_report_has_one_answer_whatever_its_prompt_holds():
 
 # ---- the notebook
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-CLAIMS = {"same-tokens", "fewer-passes", "more-redundant-more-tokens", "longer-more-tokens", "faster-where-redundant", "learning-draft",
-          "learning-draft-nothing-comes-back", "exploring-draft"}
+CLAIMS = {"same-tokens", "fewer-passes", "more-redundant-more-tokens", "longer-more-tokens", "faster-where-redundant",
+    "learning-draft", "learning-draft-nothing-comes-back", "exploring-draft"}
 
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch):
-    tok = build_tokenizer(); tok.save_pretrained(tmp_path/"llama")
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint(tmp_path, torch_pool):
+    tok = build_tokenizer()
+    tok.save_pretrained(tmp_path/"llama")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok), "max_position_embeddings": 1024})).save_pretrained(tmp_path/"llama")
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"llama"), rows=1, teach=0)
+    LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok), "max_position_embeddings": 1024})).save_pretrained(
+        tmp_path/"llama")
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"llama"), rows=1, teach=0)
     assert set(found) == CLAIMS and found["same-tokens"]["value"] == 0
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["fewer-passes"]["model"] == str(tmp_path/"llama") and found["same-tokens"]["n_rows"] == 13
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert set(one) == CLAIMS
     assert all(one[c] == two[c] for c in CLAIMS - {"faster-where-redundant"})  # seconds differ

@@ -2,7 +2,7 @@
 import hashlib, random
 import nbformat, pytest
 from slmkit.toyland.documents.world import grams, leaks
-from slmkit.toyland.documents.sample import document, every_kind, long_text, text
+from slmkit.toyland.documents.sample import document, every_kind, text
 from slmkit.core.settings import KitError, directives, nearest, settings, skip_reason
 from slmkit.toyland.tasks import SHARES, TASKS, split_of, task
 from slmkit.toyland.tasks import corrupt
@@ -33,11 +33,11 @@ def test_no_document_holds_eight_tokens_of_a_task(docs, asked):
     assert not found, sorted(found)[:5]
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_planted_leak_is_found(docs, asked, name):
+def test_a_planted_leak_is_found(docs, name):
     row = next(r for r in rows_of(name) if len(grams(f"{r['input']} {r['rationale']}")) > 2)
     words = f"{row['input']} {row['rationale']}".split()
     planted = "so it was : " + " ".join(words[-12:]) + " and that was all ."  # a part of the row, in other words
-    found = leaks(docs[:500] + [planted], [*asked, row])
+    found = leaks(docs[:500] + [planted], [row])
     assert found and all(g in grams(planted) for g in found)
 
 def test_seven_tokens_are_no_leak():
@@ -118,11 +118,14 @@ def test_a_right_answer_is_right_however_a_tokenizer_spaces_it():
     from slmkit.core.score import accuracy
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    pieces = ["[UNK]", *"().-+*/'", *"0123456789", *(f"##{c}" for c in "0123456789"), *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
+    pieces = ["[UNK]", *"().-+*/'", *"0123456789", *(f"##{c}" for c in "0123456789"), *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
     like_bert = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
-    like_bert.normalizer, like_bert.pre_tokenizer, like_bert.decoder = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    like_bert.normalizer = normalizers.BertNormalizer(lowercase=True)
+    like_bert.pre_tokenizer, like_bert.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     tok = PreTrainedTokenizerFast(tokenizer_object=like_bert, unk_token="[UNK]")
-    equations, words = ["( 84.0 / 2.0 )", "( ( 7.25 + 3.0 ) * 10.0 )", "84.5"], ["entailment", "don't know", "New York", "x-ray"]
+    equations = ["( 84.0 / 2.0 )", "( ( 7.25 + 3.0 ) * 10.0 )", "84.5"]
+    words = ["entailment", "don't know", "New York", "x-ray"]
     for labels, metric in ((equations, "equation"), (equations, "exact"), (words, "exact")):
         assert accuracy(tok.batch_decode(tok(labels)["input_ids"]), labels, metric) == 1
     assert accuracy(["( 84. 0 / 3. 0 )"], equations[:1], "equation") == 0

@@ -1,10 +1,10 @@
-"The engine and the warm process: what goes wrong is told apart, and every trap that was met once stays shut."
-import os, signal, subprocess, sys, time, tomllib
-import nbformat, papermill, pytest
+"The executor and its fork server: what goes wrong is told apart, and every trap that was met once stays shut."
+import multiprocessing, os, signal, subprocess, sys, time, tomllib
+import nbformat, psutil, pytest
 from conftest import ROOT, run_in, write_notebook
-from slmkit.run.cluster import PapermillPool
-from slmkit.run.engine import Tap, add_output
-from slmkit.run.warm import WarmPool
+from slmkit.core.settings import KitError
+from slmkit.run import executors
+from slmkit.run.executors import Local, run_all
 
 code = lambda nb: [c for c in nb.cells if c.cell_type == "code"]
 status = lambda nb: [c.metadata.papermill.status for c in code(nb)]
@@ -49,7 +49,7 @@ def test_progress_inside_a_cell(tiny, tmp_path, torch_pool):
 
 # ---- failures
 
-CASES = dict(error=("1/0", "error"), syntax=("def f(:", "syntax"), exit0=("import os; print('last words'); os._exit(0)", "exit"), exit3=("import os; os._exit(3)", "exit"),
+CASES = dict(error=("1/0", "error"), syntax=("def f(:", "syntax"), exit0=("import os; os._exit(0)", "exit"), exit3=("import os; os._exit(3)", "exit"),
     segfault=("import ctypes; ctypes.string_at(0)", "crash"), abort=("import os; os.abort()", "crash"), memory=("raise MemoryError", "memory"),
     killed=("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory"), cuda=("raise RuntimeError('CUDA out of memory.')", "memory"),
     disk=("open('/dev/full', 'w').write('x'*10**6)", "disk"), endless=("while True: pass", "timeout"), asleep=("import time; time.sleep(60)", "timeout"))
@@ -61,7 +61,6 @@ def test_failure_is_told_apart_and_stamped(kind, tiny, tmp_path, torch_pool):
     failed = [c for c in code(nb) if c.metadata.papermill.status == "failed"]
     assert len(failed) == 1 and failed[0].outputs[-1].output_type == "error"
     assert "before" in text(nb) and "after" not in text(nb) and status(nb)[-1] == "pending"
-    if kind == "exit0": assert "last words" in text(nb)
 
 def test_sys_exit_zero_is_no_failure(tiny, tmp_path, torch_pool):
     e, nb = run_in(torch_pool, tiny("bye", "import sys\nprint('x')", "sys.exit(0)", "print('never')"), tmp_path)
@@ -78,23 +77,22 @@ def test_output_folder_vanishes(tiny, tmp_path, torch_pool):
     e, nb = run_in(torch_pool, tiny("vanish", f"import os, shutil\nwhile os.path.exists({str(out)!r}): shutil.rmtree({str(out)!r}, ignore_errors=True)", "1"), out)
     assert e["status"] == "folder"
 
-def test_dead_kernel_of_plain_papermill_is_stamped(tiny, tmp_path):
-    "Trap: papermill itself marks every cell of a crashed run completed."
-    pool = PapermillPool()
-    e, nb = run_in(pool, tiny("dead", "print('before')", "import os; os._exit(3)", "print('after')"), tmp_path)
-    assert e["status"] == "crash" and status(nb)[-2:] == ["failed", "pending"]
-
 def test_papermill_command_line(tiny, tmp_path):
     "`papermill --engine slmkit` works, fails with the failure, and honours parameters."
-    good, bad = tiny("good", "print('rate is', rate)"), tiny("bad", "import os; os._exit(0)")
+    good, bad, dead = tiny("good", "print('rate is', rate)"), tiny("bad", "1/0"), tiny("dead", "import os; os._exit(3)")
     run = lambda p, *a: subprocess.run([sys.executable, "-m", "papermill", "--engine", "slmkit", str(p), str(tmp_path/"o.ipynb"), *a], capture_output=True, text=True)
     assert run(good, "-p", "rate", "0.25").returncode == 0 and "rate is 0.25" in text(nbformat.read(tmp_path/"o.ipynb", 4))
-    assert run(bad).returncode != 0
+    assert "ZeroDivisionError" in run(bad).stderr and run(bad).returncode and run(dead).returncode == 3
+    limited = run(good, "--execution-timeout", "5")
+    assert limited.returncode and "limits runs, not cells" in limited.stderr
 
-def test_without_fork_plain_papermill(tiny, tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "fork")
-    nb = papermill.execute_notebook(str(tiny("plain", "import os; 40 + 2")), str(tmp_path/"o.ipynb"), engine_name="slmkit", progress_bar=False, kernel_name="python3")
-    assert code(nb)[-1].outputs[0].data["text/plain"] == "42"
+def test_where_no_fork_is_safe_a_fresh_process_does_the_same(tiny, tmp_path, monkeypatch):
+    "macOS and Windows: the same call spawns."
+    monkeypatch.setattr(executors, "CONTEXT", multiprocessing.get_context("spawn"))
+    path = tiny("plain", "print('before')", "import os; os._exit(seed)", "print('after')")
+    e, nb = run_in(Local(), path, tmp_path, id="dead", parameters=dict(seed=3))
+    assert e["status"] == "exit" and status(nb)[-2:] == ["failed", "pending"]
+    assert run_in(Local(), tiny("good", "40 + 2"), tmp_path)[0]["status"] == "ok"
 
 # ---- isolation
 
@@ -144,34 +142,87 @@ def test_directives(tiny, tmp_path, torch_pool):
     gpu = ["cuda"]*torch.cuda.is_available()
     assert ran == dict(smoke=gpu + ["test", "text"], cpu=["slow"] + gpu + ["test", "text"])
 
-def test_directives_under_plain_papermill(tiny, tmp_path):
-    path = tiny("marks", "import slmkit.core", "#| slow\nprint('ran slow')", "#| eval: false\nprint('ran eval')", "print('ran last')")
-    e, nb = run_in(PapermillPool(), path, tmp_path)
-    assert e["status"] == "ok" and "ran slow" not in text(nb) and "ran eval" not in text(nb) and "ran last" in text(nb)
+# ---- the fork server
 
-# ---- the warm process
+def waits(path, pid):
+    "The process id that a notebook wrote into a file."
+    end = time.time() + 60
+    while time.time() < end and not (pid.exists() and pid.read_text()): time.sleep(.05)
+    return int(pid.read_text())
 
-def test_runs_end_with_their_runner(tiny, tmp_path):
-    "When stdin of the warm process closes, every child is gone within a second."
-    pool = WarmPool()
-    path = tiny("sleep", f"import os, time\nopen({str(tmp_path/'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(100)")
-    pool.start(dict(id="x", notebook=str(path), output=str(tmp_path/"x.ipynb"), log=str(tmp_path/"x.log")))
-    while not (tmp_path/"pid").exists() or not (tmp_path/"pid").read_text(): pool.events(.1)
-    pid = int((tmp_path/"pid").read_text()); os.kill(pid, 0)
-    pool.close(); time.sleep(1)
-    import psutil
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+def gone(*pids):
+    "Whether the processes are gone within ten seconds; a zombie is gone but for a parent that doesn't look."
+    left = lambda p: psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
+    end = time.time() + 10
+    while time.time() < end and any(map(left, pids)): time.sleep(.05)
+    return not any(map(left, pids))
 
-def test_killed_warm_process_is_replaced(tiny, tmp_path):
-    pool = WarmPool()
-    while not pool.ready: pool.events(1)
-    pool.start(dict(id="x", notebook=str(tiny("s", "import time; time.sleep(100)")), output=str(tmp_path/"x.ipynb"), log=str(tmp_path/"x.log")))
-    time.sleep(.5); os.kill(pool.process.pid, signal.SIGKILL)
+SLEEP = "import os, time\nopen({pid!r}, 'w').write(str(os.getpid()))\ntime.sleep(100)"
+
+def job(path, tmp_path, id="x"):
+    return dict(id=id, notebook=str(path), output=str(tmp_path/f"{id}.ipynb"), log=str(tmp_path/f"{id}.log"))
+
+def test_runs_end_with_their_executor(tiny, tmp_path):
+    pool, pid = Local(), tmp_path/"pid"
+    pool.start(job(tiny("sleep", SLEEP.format(pid=str(pid))), tmp_path))
+    at = waits(pool, pid)
+    pool.close()
+    assert gone(at) and not pool.live
+
+def test_killed_fork_server_is_replaced(tiny, tmp_path):
+    from multiprocessing import forkserver
+    pool, pid = Local(), tmp_path/"pid"
+    pool.start(job(tiny("s", SLEEP.format(pid=str(pid))), tmp_path))
+    at, old = waits(pool, pid), forkserver._forkserver._forkserver_pid
+    os.kill(old, signal.SIGKILL)
     ends = []
     while not ends: ends += [e for e in pool.events(1) if e["event"] == "end"]
-    assert ends[0]["status"] == "memory"
+    assert ends[0]["status"] == "memory" and "fork server" in ends[0]["error"] and gone(at)
     assert run_in(pool, tiny("ok", "1"), tmp_path, id="y")[0]["status"] == "ok"
-    pool.close()
+    assert forkserver._forkserver._forkserver_pid != old
+
+def test_a_fork_server_that_can_not_start_is_one_line(tiny, tmp_path, monkeypatch):
+    class Dead:
+        def __init__(self, **kw): pass
+        def start(self): raise EOFError
+    monkeypatch.setattr(executors, "CONTEXT", type("C", (), dict(Process=Dead, Pipe=executors.CONTEXT.Pipe, get_start_method=lambda self: "x"))())
+    with pytest.raises(KitError, match="won't stay: see"): Local(log=tmp_path/"warm.log").start(job(tiny("s", "1"), tmp_path))
+
+SCRIPT = """
+import os, sys, time
+print("main", flush=True)  # a child that imported this script would say it again, and start a batch of its own
+from slmkit.run.executors import Local
+pool = Local(log={log!r})
+pool.start({job!r})
+while True: print([e for e in pool.events(1) if e["event"] == "end"], flush=True)
+"""
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_of_a_runner_that_was_killed(sign, tiny, tmp_path):
+    "Not the fork server, not a run; and a script without `if __name__ == '__main__'` is not run twice."
+    pid, script = tmp_path/"pid", tmp_path/"script.py"
+    script.write_text(SCRIPT.format(job=job(tiny("s", SLEEP.format(pid=str(pid))), tmp_path), log=str(tmp_path/"warm.log")))
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    runner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=heard)
+    at = waits(runner, pid)
+    family = [p.pid for p in psutil.Process(runner.pid).children(recursive=True)]
+    assert at in family and len(family) == 3  # the fork server, the run, multiprocessing's resource tracker
+    runner.send_signal(sign)
+    out, _ = runner.communicate(timeout=20)
+    assert gone(*family) and out.count("main") == 1 and "main" not in (tmp_path/"x.log").read_text()
+
+def test_no_zombie_is_left(tiny, tmp_path):
+    pool = Local()
+    for i in range(3): run_in(pool, tiny("n", "1"), tmp_path, id=str(i))
+    below = [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_ZOMBIE]
+    assert not below
+
+def test_many_jobs_a_few_at_once(tiny, tmp_path):
+    path = tiny("n", "import time; time.sleep(.2)")
+    pool, most, ends = Local(), 0, []
+    for e in run_all(pool, [job(path, tmp_path, str(i)) for i in range(5)], 2):
+        ends.append(e["id"])
+        most = max(most, len(pool.live) + 1)
+    assert sorted(ends) == list("01234") and most <= 2
 
 def test_hub_ids_fail_at_once(tiny, tmp_path, torch_pool):
     "Trap: without HF_HUB_OFFLINE a hub id takes 48 s to fail."

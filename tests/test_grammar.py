@@ -1,9 +1,10 @@
-"The finite grammar: its probabilities, exact divergences against brute force, and the estimate against the exact value."
+"""The finite grammar: its probabilities, exact divergences against brute force, and the estimate against the exact
+value."""
 import math, random
 import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from slmkit.toyland.grammar import (RULES, Grammar, bigram, causal, grammar, inside, kl, kl_estimate, oracle, sentence_logs, strings,
-    word_ids)
+from slmkit.toyland.grammar import (Grammar, bigram, causal, grammar, inside, kl, kl_estimate, oracle,
+    sentence_logs, strings, word_ids)
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.toyland.world import vocabulary
@@ -13,12 +14,13 @@ def g(): return grammar()
 @pytest.fixture(scope="module")
 def small():
     "A language of 14 sentences, one of which can be made in two ways."
-    return Grammar({"S": {"A B .": .75, "dog cat .": .25}, "A": {"dog": .5, "the dog": .5}, "B": {"cat": .4, "sees C": .6},
-                    "C": {"cat": .2, "dog": .3, "the A": .5}})
+    return Grammar({"S": {"A B .": .75, "dog cat .": .25}, "A": {"dog": .5, "the dog": .5},
+            "B": {"cat": .4, "sees C": .6}, "C": {"cat": .2, "dog": .3, "the A": .5}})
 def noise(words, seed=0, leak=.2):
     "A model of random probabilities, a different one for each prefix, which leaves a share to words outside."
     def logs(prefixes):
-        rows = [np.random.default_rng([seed, *(words.index(w) for w in p)]).dirichlet(np.ones(len(words))) for p in prefixes]
+        rows = [np.random.default_rng([seed, *(words.index(w) for w in p)]).dirichlet(np.ones(len(words)))
+            for p in prefixes]
         return np.log(np.array(rows)*(1 - leak))
     return logs
 
@@ -104,7 +106,9 @@ def test_only_the_oracle_is_at_distance_zero(small):
 
 def test_each_prefix_is_asked_for_once(g):
     asked, model = [], bigram(g, [])
-    def spy(prefixes): asked.extend(prefixes); return model(prefixes)
+    def spy(prefixes):
+        asked.extend(prefixes)
+        return model(prefixes)
     kl(g, spy)
     assert len(asked) == len(set(asked)) == len(g.tree)
 
@@ -124,7 +128,8 @@ def test_more_samples_less_error(g):
 
 def llama(n, seed=0):
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=n, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=n, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2))
 
 @pytest.mark.parametrize("tokenizer", [None, "zoo"])
 def test_a_causal_model_is_read_right(g, tokenizer):
@@ -151,5 +156,7 @@ def test_training_on_samples_closes_in_on_the_oracle(g):
         x = torch.tensor([r + [0]*(longest - len(r)) for r in rows])
         y = torch.tensor([r + [-100]*(longest - len(r)) for r in rows])
         loss = model.train()(x, labels=y).loss
-        loss.backward(); step.step(); step.zero_grad()
+        loss.backward()
+        step.step()
+        step.zero_grad()
     assert far > 10 and kl(g, causal(g, model)) < 3 and inside(g, causal(g, model)) > .3

@@ -31,7 +31,8 @@ def test_words_types_and_choices(name):
 def test_splits_are_disjoint_and_seeds_repeat(name):
     train, test = (set(task(name, s, 300)["input"]) for s in ("train", "test"))
     assert not train & test and {split_of(i) for i in test} == {"test"}
-    assert task(name, n=50, seed=2).to_list() == task(name, n=50, seed=2).to_list() != task(name, n=50, seed=3).to_list()
+    one, two, other = (task(name, n=50, seed=s).to_list() for s in (2, 2, 3))
+    assert one == two != other
 
 def test_rows_enough():
     for name in NAMES:
@@ -40,7 +41,8 @@ def test_rows_enough():
 
 # ---- from memory, from a passage
 
-ABOUT = dict(town=r"town|live", job=r"job|work", pet=r"pet|animal", color=r"color", food=r"food|eat", hobby=r"hobby|to do")
+ABOUT = dict(town=r"town|live", job=r"job|work", pet=r"pet|animal", color=r"color", food=r"food|eat",
+    hobby=r"hobby|to do")
 def asked(question):
     "(person, relation) that a question is about."
     p, = [w for w in question.split() if w in PEOPLE]
@@ -62,13 +64,17 @@ def test_closed_book_parts_and_size():
     head, tail = ({r["rank"] for r in task("closed_book", n=400, part=p)} for p in ("head", "tail"))
     assert head == set(range(15)) and tail == set(range(30, 60))
 
-SAID = dict(town=r"(\w+) now lives in (\w+)|these days (\w+) is at home in (\w+)", job=r"(\w+) now works as a (\w+)|these days (\w+) is a (\w+)",
-            pet=r"(\w+) now has a (\w+)|these days (\w+) keeps a (\w+)", color=r"(\w+) now loves (\w+)|these days (\w+) likes (\w+) most",
-            food=r"(\w+) now eats (\w+)|these days (\w+) loves (\w+)", hobby=r"(\w+) now likes (\w+)|these days (\w+) goes for (\w+)")
+SAID = dict(town=r"(\w+) now lives in (\w+)|these days (\w+) is at home in (\w+)",
+    job=r"(\w+) now works as a (\w+)|these days (\w+) is a (\w+)",
+    pet=r"(\w+) now has a (\w+)|these days (\w+) keeps a (\w+)",
+    color=r"(\w+) now loves (\w+)|these days (\w+) likes (\w+) most",
+    food=r"(\w+) now eats (\w+)|these days (\w+) loves (\w+)",
+    hobby=r"(\w+) now likes (\w+)|these days (\w+) goes for (\w+)")
 def test_open_book_is_answered_by_its_passage():
     for row in drawn("open_book", 700):
         p, r = asked(row["question"])
-        found = [[g for g in m.groups() if g] for s in row["context"].split(" .") if (m := re.fullmatch(SAID[r], s.strip()))]
+        found = [[g for g in m.groups() if g]
+            for s in row["context"].split(" .") if (m := re.fullmatch(SAID[r], s.strip()))]
         assert [v for q, v in found if q == p] == [row["label"]] and row["evidence"] in row["context"]
         assert row["memory"] == facts()[p][r] and row["input"] == f"{row['context']} question : {row['question']}"
         assert row["context"].count(" .") == row["difficulty"]
@@ -77,7 +83,8 @@ def test_conflict_is_a_share():
     for share in (0., .3, 1.):
         rows = [TASKS["open_book"](random.Random(i), conflict=share) for i in range(1000)]
         assert abs(sum(r["label"] != r["memory"] for r in rows)/1000 - share) < .06
-    assert all(r["label"] == facts(5)[asked(r["question"])[0]][asked(r["question"])[1]] for r in task("open_book", n=50, conflict=0., world=5))
+    assert all(r["label"] == facts(5)[asked(r["question"])[0]][asked(r["question"])[1]]
+        for r in task("open_book", n=50, conflict=0., world=5))
 
 # ---- tables
 
@@ -134,35 +141,54 @@ ORACLE = {  # kind: the answer from the parts of the text (g: the fields of the 
     "nth_word": lambda g, w: w["first second third fourth fifth".split().index(g["th"])],
     "count_words": lambda g, w: str(g["l"].count(" ") + 1), "reverse": lambda g, w: text(reversed(w)),
     "skip_first": lambda g, w: g["l"].split(" ", 1)[1], "skip_last": lambda g, w: g["l"].rsplit(" ", 1)[0],
-    "first_k": lambda g, w: text(w[i] for i in range(int(g["k"]))), "replace": lambda g, w: g["l"].replace(g["x"], g["y"]),
+    "first_k": lambda g, w: text(w[i] for i in range(int(g["k"]))),
+    "replace": lambda g, w: g["l"].replace(g["x"], g["y"]),
     "remove": lambda g, w: text(v for v in w if v != g["x"]), "insert_start": lambda g, w: text([g["y"]] + w),
     "insert_end": lambda g, w: text(w + [g["y"]]), "join_and": lambda g, w: g["l"].replace(" ", " and "),
     "commas": lambda g, w: g["l"].replace(" ", " , "), "brackets": lambda g, w: g["l"].replace(g["x"], f"( {g['x']} )"),
     "numbered": lambda g, w: text(f"{w.index(v) + 1} {v}" for v in w),
-    "swap_ends": lambda g, w: text(w[-1:] + w[1:-1] + w[:1]), "double_each": lambda g, w: re.sub(r"(\w+)", r"\1 \1", g["l"]),
-    "every_second": lambda g, w: text(v for i, v in enumerate(w) if i % 2), "position_of": lambda g, w: str(w.index(g["x"]) + 1),
-    "word_after": lambda g, w: re.search(rf"\b{g['x']} (\w+)", g["l"])[1], "word_before": lambda g, w: re.search(rf"(\w+) {g['w2']}\b", g["l"])[1],
+    "swap_ends": lambda g, w: text(w[-1:] + w[1:-1] + w[:1]),
+    "double_each": lambda g, w: re.sub(r"(\w+)", r"\1 \1", g["l"]),
+    "every_second": lambda g, w: text(v for i, v in enumerate(w) if i % 2),
+    "position_of": lambda g, w: str(w.index(g["x"]) + 1),
+    "word_after": lambda g, w: re.search(rf"\b{g['x']} (\w+)", g["l"])[1],
+    "word_before": lambda g, w: re.search(rf"(\w+) {g['w2']}\b", g["l"])[1],
     "write_times": lambda g, w: text([g["x"]]*int(g["k"])), "skip_and_reverse": lambda g, w: text(reversed(w[1:])),
     "contains": lambda g, w: member(g["z"], w), "starts_with": lambda g, w: member(g["s"], w[:1]),
-    "unique": lambda g, w: text(sorted(set(w), key=w.index)), "how_often": lambda g, w: str(w.count(g["x"])), "pattern": lambda g, w: g["x"],
+    "unique": lambda g, w: text(sorted(set(w), key=w.index)),
+    "how_often": lambda g, w: str(w.count(g["x"])),
+    "pattern": lambda g, w: g["x"],
     "group_of": lambda g, w: GROUP[g["x"]], "is_a": lambda g, w: member(g["z"], GROUPS[group(g)]),
     "odd_one_out": lambda g, w: next(v for v in w if sum(GROUP[v] == GROUP[u] for u in w) == 1),
-    "pick_group": lambda g, w: text(v for v in w if GROUP[v] == group(g)), "count_group": lambda g, w: str(sum(GROUP[v] == group(g) for v in w)),
-    "opposite": lambda g, w: BOTH[g["adj"]], "plural": lambda g, w: plural(g["x"]), "singular": lambda g, w: {plural(t): t for t in THINGS}[g["xs"]],
+    "pick_group": lambda g, w: text(v for v in w if GROUP[v] == group(g)),
+    "count_group": lambda g, w: str(sum(GROUP[v] == group(g) for v in w)),
+    "opposite": lambda g, w: BOTH[g["adj"]],
+    "plural": lambda g, w: plural(g["x"]),
+    "singular": lambda g, w: {plural(t): t for t in THINGS}[g["xs"]],
     "article": lambda g, w: ("an" if re.match("[aeiou]", g["x"]) else "a") + " " + g["x"],
-    "day_after": lambda g, w: (DAYS + DAYS)[DAYS.index(g["day"]) + 1], "day_before": lambda g, w: (DAYS[-1:] + DAYS)[DAYS.index(g["day"])],
+    "day_after": lambda g, w: (DAYS + DAYS)[DAYS.index(g["day"]) + 1],
+    "day_before": lambda g, w: (DAYS[-1:] + DAYS)[DAYS.index(g["day"])],
     "negate": lambda g, w: f"{g['p']} is not {g['adj']}", "rename": lambda g, w: f"{g['q']} has {g['xs']}",
     "make_question": lambda g, w: f"is {g['p']} {g['adj']} ?", "many": lambda g, w: f"{plural(g['x'])} are {g['adj']}",
-    "pick_color": lambda g, w: text(x for c, x in pairs(g) if c == g["c"]), "color_of": lambda g, w: {x: c for c, x in pairs(g)}[g["x"]],
-    "other_color": lambda g, w: text(x for c, x in pairs(g) if c != g["c"]), "no_colors": lambda g, w: text(p[1] for p in pairs(g)),
+    "pick_color": lambda g, w: text(x for c, x in pairs(g) if c == g["c"]),
+    "color_of": lambda g, w: {x: c for c, x in pairs(g)}[g["x"]],
+    "other_color": lambda g, w: text(x for c, x in pairs(g) if c != g["c"]),
+    "no_colors": lambda g, w: text(p[1] for p in pairs(g)),
     "add": lambda g, w: str(int(g["x"]) + int(g["k"])), "subtract": lambda g, w: str(int(g["b"]) - int(g["k"])),
     "larger": lambda g, w: max(g["x"], g["y"], key=int), "smaller": lambda g, w: min(g["x"], g["y"], key=int),
-    "is_more": lambda g, w: "yes" if int(g["x"]) > int(g["y"]) else "no", "highest": lambda g, w: text(sorted(ints(g))[-1:]),
+    "is_more": lambda g, w: "yes" if int(g["x"]) > int(g["y"]) else "no",
+    "highest": lambda g, w: text(sorted(ints(g))[-1:]),
     "lowest": lambda g, w: text(sorted(ints(g))[:1]), "sort_up": lambda g, w: text(sorted(ints(g))),
-    "sort_down": lambda g, w: text(sorted(ints(g), reverse=True)), "odd_or_even": lambda g, w: "odd" if g["x"][-1] in "13579" else "even",
-    "pick_even": lambda g, w: text(v for v in w if v[-1] in "02468"), "pick_odd": lambda g, w: text(v for v in w if v[-1] in "13579"),
-    "next_number": lambda g, w: str(int(g["x"]) + 1), "number_before": lambda g, w: str(int(g["x"]) - 1), "double": lambda g, w: str(2*int(g["k"])),
-    "to_digits": lambda g, w: str(NUMBER_WORDS.index(g["kw"])), "to_word": lambda g, w: NUMBER_WORDS[int(g["k"])], "last_number": lambda g, w: w[-1],
+    "sort_down": lambda g, w: text(sorted(ints(g), reverse=True)),
+    "odd_or_even": lambda g, w: "odd" if g["x"][-1] in "13579" else "even",
+    "pick_even": lambda g, w: text(v for v in w if v[-1] in "02468"),
+    "pick_odd": lambda g, w: text(v for v in w if v[-1] in "13579"),
+    "next_number": lambda g, w: str(int(g["x"]) + 1),
+    "number_before": lambda g, w: str(int(g["x"]) - 1),
+    "double": lambda g, w: str(2*int(g["k"])),
+    "to_digits": lambda g, w: str(NUMBER_WORDS.index(g["kw"])),
+    "to_word": lambda g, w: NUMBER_WORDS[int(g["k"])],
+    "last_number": lambda g, w: w[-1],
 }
 
 def fields(way, said):
@@ -172,7 +198,9 @@ def fields(way, said):
         name = re.sub(r"\W", "", part)
         if not part.startswith("{"): pattern += re.escape(part)
         elif name in names: pattern += f"(?P={name})"
-        else: names.append(name); pattern += f"(?P<{name}>.+)" if name == "l" else rf"(?P<{name}>\w+)"
+        else:
+            names.append(name)
+            pattern += f"(?P<{name}>.+)" if name == "l" else rf"(?P<{name}>\w+)"
     m = re.fullmatch(pattern, said)
     return m and m.groupdict()
 
@@ -190,7 +218,10 @@ def test_every_kind_is_answered_from_its_text(kind):
     assert used == set(ways)
 
 def test_kinds_seen_and_held_out():
-    assert len(SEEN) >= 40 and len(HELD_OUT) >= 10 and not set(SEEN) & set(HELD_OUT) and ORACLE.keys() == INSTRUCTIONS.keys()
+    assert len(SEEN) >= 40
+    assert len(HELD_OUT) >= 10
+    assert not set(SEEN) & set(HELD_OUT)
+    assert ORACLE.keys() == INSTRUCTIONS.keys()
     for part, names in (("seen", SEEN), ("held_out", HELD_OUT), ("all", [*SEEN, *HELD_OUT])):
         assert {TASKS["instructions"](random.Random(i), part=part)["kind"] for i in range(2500)} == set(names)
 
@@ -215,12 +246,14 @@ def test_documents_tell_the_truth_about_people():
     rng = random.Random(4)
     for _ in range(2000):
         doc = MINE["fact_exchanges"](rng)
-        for p, town in re.findall(r"home of (\w+) \? (\w+) \.", doc) + re.findall(r"house of (\w+) stands in (\w+)", doc):
-            assert facts()[p]["town"] == town
+        homes = re.findall(r"home of (\w+) \? (\w+) \.", doc) + re.findall(r"house of (\w+) stands in (\w+)", doc)
+        for p, town in homes: assert facts()[p]["town"] == town
         for p, pet in re.findall(r"with (\w+) lives an? (\w+)", doc): assert facts()[p]["pet"] == pet
     for _ in range(1000):
         m = re.match(r"is (\w+) at home in (\w+) \? (yes|no , at home in (\w+))", MINE["fact_checks"](rng))
-        if m: assert facts()[m[1]]["town"] == (m[2] if m[3] == "yes" else m[4]) and (m[3] == "yes") == (facts()[m[1]]["town"] == m[2])
+        if m:
+            assert facts()[m[1]]["town"] == (m[2] if m[3] == "yes" else m[4])
+            assert (m[3] == "yes") == (facts()[m[1]]["town"] == m[2])
 
 def test_head_facts_are_told_far_more_often_than_tail_facts():
     rng = random.Random(2)

@@ -1,17 +1,21 @@
-"Caches of a budget: transformers under the same masks, selections against numpy loops, a cache that really drops, bad input, the gpu path."
+"""Caches of a budget: transformers under the same masks, selections against numpy loops, a cache that really drops,
+bad input, the gpu path."""
 from functools import partial
 import json, math
 import numpy as np
 import pytest, torch
-from conftest import ROOT, executed
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from conftest import ROOT, ran
+from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+    Qwen2Config, Qwen2ForCausalLM)
 from slmkit.core.data import read_rows
 from slmkit.core.settings import KitError
-from slmkit.infer.kv_budget import Full, Heavy, Packed, PerHead, Reader, Recycled, Window, best, distances, greedy, look, window_sink
+from slmkit.infer.kv_budget import (Full, Heavy, Packed, PerHead, Reader, Recycled, Window, best, distances,
+    greedy, look, window_sink)
 from slmkit.toyland.tokenizer import build_tokenizer
 
 NB = ROOT/"nbs/infer/kv_budget.ipynb"
-SHAPE = dict(vocab_size=29, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
+SHAPE = dict(vocab_size=29, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256)
 N, MOST = 21, 9
 
 def tiny(cls=LlamaForCausalLM, config=LlamaConfig, seed=0, **more):
@@ -19,19 +23,22 @@ def tiny(cls=LlamaForCausalLM, config=LlamaConfig, seed=0, **more):
     torch.manual_seed(seed)
     m = cls(config(**{**SHAPE, **more})).double().eval()
     with torch.no_grad():
-        for layer in m.model.layers: layer.self_attn.q_proj.weight *= 30; layer.self_attn.v_proj.weight *= 5
+        for layer in m.model.layers:
+            layer.self_attn.q_proj.weight *= 30
+            layer.self_attn.v_proj.weight *= 5
     m.generation_config.eos_token_id = m.generation_config.pad_token_id = None
     m.set_attn_implementation("eager")
     return m
-MODELS = dict(llama=lambda: tiny(), qwen=lambda: tiny(Qwen2ForCausalLM, Qwen2Config, seed=1, hidden_size=24, num_attention_heads=6, num_key_value_heads=3))
+MODELS = dict(llama=lambda: tiny(), qwen=lambda: tiny(Qwen2ForCausalLM, Qwen2Config, seed=1, hidden_size=24,
+        num_attention_heads=6, num_key_value_heads=3))
 @pytest.fixture(scope="module", params=MODELS)
 def model(request): return MODELS[request.param]()
 @pytest.fixture(scope="module")
 def llama(): return tiny()
 def prompts(rows=3, n=N, seed=0): return torch.randint(0, 29, (rows, n), generator=torch.Generator().manual_seed(seed))
 
-POLICIES = dict(full=Full, window=lambda: Window(9, 2), heavy=lambda: Heavy(9, 4), observed=lambda: Heavy(9, 2, 1, watch=3),
-    recycled=lambda: Recycled(8, 3), per_head=lambda: PerHead(14, 2, 1, 1))
+POLICIES = dict(full=Full, window=lambda: Window(9, 2), heavy=lambda: Heavy(9, 4),
+    observed=lambda: Heavy(9, 2, 1, watch=3), recycled=lambda: Recycled(8, 3), per_head=lambda: PerHead(14, 2, 1, 1))
 
 class Logged:
     "Wraps a policy: what was in sight at each pass after the prompt, and what it saw."
@@ -58,7 +65,8 @@ def run(model, policy, ids=None, cls=Reader, most=MOST):
 def sights(log, l): return [s for k, s in log.sights if k == l]
 
 def by_transformers(model, ids, tokens, log):
-    "Logits of transformers' own forward pass over all tokens at once, each layer and head under the mask that the policy made."
+    """Logits of transformers' own forward pass over all tokens at once, each layer and head under the mask that the
+    policy made."""
     whole, n, layers = torch.cat([ids, tokens], 1), ids.shape[1], len(model.model.layers)
     total, heads = whole.shape[1], model.config.num_attention_heads
     group, hooks = heads//model.config.num_key_value_heads, []
@@ -67,7 +75,8 @@ def by_transformers(model, ids, tokens, log):
         for step, kept in enumerate(sights(log, l)[:tokens.shape[1]]):
             if kept is not None: sees[:, :, n + step, :n + step] = kept.repeat_interleave(group, 1)
         mask = torch.zeros(sees.shape, dtype=torch.float64).masked_fill(~sees, -1e300)
-        hooks.append(layer.self_attn.register_forward_pre_hook(lambda m, a, kw, mask=mask: (a, {**kw, "attention_mask": mask}), with_kwargs=True))
+        hooks.append(layer.self_attn.register_forward_pre_hook(lambda m, a, kw, mask=mask: (a,
+                {**kw, "attention_mask": mask}), with_kwargs=True))
     with torch.no_grad(): logits = model(input_ids=whole).logits[:, n - 1:]
     for h in hooks: h.remove()
     return logits
@@ -76,19 +85,24 @@ def by_transformers(model, ids, tokens, log):
 
 def test_everything_in_sight_is_generate(model):
     ids = prompts()
-    want = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=MOST, do_sample=False)[:, N:]
+    want = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=MOST,
+        do_sample=False)[:, N:]
     r = Reader(model, ids)
     assert torch.equal(greedy(r, r.first, MOST), want)
-    assert torch.stack(r.attended).view(-1, 2, 3)[:, 0, 0].tolist() == [*range(N, N + MOST)]  # the prompt, then one more each
+    # the prompt, then one more each
+    assert torch.stack(r.attended).view(-1, 2, 3)[:, 0, 0].tolist() == [*range(N, N + MOST)]
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_is_transformers_under_its_masks(model, name):
     tokens, logits, _, log = run(model, POLICIES[name]())
-    assert torch.allclose(logits, by_transformers(model, prompts(), tokens, log), atol=1e-4)  # its softmax is of float32
-    if name != "full": assert not torch.allclose(logits[:, 1:], run(model, Full())[1][:, 1:], atol=1e-3)  # it does hide something
+    # its softmax is of float32
+    assert torch.allclose(logits, by_transformers(model, prompts(), tokens, log), atol=1e-4)
+    if name != "full":
+        assert not torch.allclose(logits[:, 1:], run(model, Full())[1][:, 1:], atol=1e-3)  # it does hide something
 
-@pytest.mark.parametrize("name,policy", dict(window=lambda: Window(40), heavy=lambda: Heavy(40, 5), observed=lambda: Heavy(40, 2, watch=2),
-    recycled=lambda: Recycled(40, 3), stride_one=lambda: Recycled(2, 1), uniform=lambda: PerHead(40, 2, 1, 0)).items())
+@pytest.mark.parametrize("name,policy", dict(window=lambda: Window(40), heavy=lambda: Heavy(40, 5),
+        observed=lambda: Heavy(40, 2, watch=2), recycled=lambda: Recycled(40, 3), stride_one=lambda: Recycled(2, 1),
+        uniform=lambda: PerHead(40, 2, 1, 0)).items())
 def test_a_budget_as_long_as_the_text_is_the_full_model(model, name, policy):
     (a, x, *_), (b, y, *_) = run(model, Full()), run(model, policy())
     assert torch.equal(a, b) and torch.allclose(x, y, atol=1e-12)
@@ -96,11 +110,13 @@ def test_a_budget_as_long_as_the_text_is_the_full_model(model, name, policy):
 def test_look_is_transformers_attention():
     from transformers.models.llama.modeling_llama import eager_attention_forward
     from types import SimpleNamespace
-    g = torch.Generator().manual_seed(0); t = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
+    g = torch.Generator().manual_seed(0)
+    t = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
     q, k, v, sees = t(2, 6, 3, 8), t(2, 3, 7, 8), t(2, 3, 7, 8), torch.rand(2, 3, 3, 7, generator=g) < .6
     sees[..., 0] = True
     mask = torch.zeros(2, 6, 3, 7, dtype=torch.float64).masked_fill(~sees.repeat_interleave(2, 1), -1e300)
-    out, weights = eager_attention_forward(SimpleNamespace(num_key_value_groups=2, training=False), q, k, v, mask, scaling=.3)
+    out, weights = eager_attention_forward(SimpleNamespace(num_key_value_groups=2, training=False), q, k, v,
+        mask, scaling=.3)
     read, attention = look(q.view(2, 3, 2, 3, 8), k, v, sees, .3)
     assert torch.allclose(read.reshape(2, 6, 3, 8).transpose(1, 2), out, atol=1e-9)
     assert torch.allclose(attention.reshape(2, 6, 3, 7), weights, atol=1e-7)  # its softmax is of float32
@@ -146,7 +162,9 @@ def test_recycled_is_a_loop_over_places(model, budget, stride):
         saws, seen = [a.numpy() for k, a, _ in log.saws if k == l], sights(log, l)
         for step in range(MOST):  # what is in sight at the pass that comes next
             age = step % stride
-            if age == stride - 1: assert seen[step] is None; continue
+            if age == stride - 1:
+                assert seen[step] is None
+                continue
             full = saws[step - age][:, :, -1]
             for row in range(3):
                 for h in range(full.shape[1]):
@@ -157,10 +175,12 @@ def test_recycled_is_a_loop_over_places(model, budget, stride):
     assert attended == [N + i if i % stride == 0 else budget for i in range(1, MOST + 1)]
 
 def test_recycling_one_step_is_exact_top_k_of_the_last_full_step(model):
-    "Stride 2 on the prompt's own last token again: the recycled places are its own top k, so nothing better could be chosen."
+    """Stride 2 on the prompt's own last token again: the recycled places are its own top k, so nothing better could
+    be chosen."""
     ids = prompts()
     r = Reader(model, ids)
-    policy = Recycled(7, 2); r.under(policy)
+    policy = Recycled(7, 2)
+    r.under(policy)
     for l, (attention, _) in r.seen.items():
         own = attention[:, :, -1].topk(6).indices.sort(-1).values
         assert torch.equal(policy.sees[l].nonzero()[:, -1].view(*own.shape), own)
@@ -174,7 +194,8 @@ def test_distances_in_numpy():
 
 def test_what_heads_say_adds_up_to_the_layer(model):
     ids, caught = prompts(), {}
-    hooks = [layer.self_attn.register_forward_hook(lambda m, a, out, l=l: caught.update({l: out[0][:, -1]})) for l, layer in enumerate(model.model.layers)]
+    hooks = [layer.self_attn.register_forward_hook(lambda m, a, out, l=l: caught.update({l: out[0][:, -1]}))
+        for l, layer in enumerate(model.model.layers)]
     with torch.no_grad(): model(input_ids=ids)
     for h in hooks: h.remove()
     for l, (_, said) in Reader(model, ids).seen.items(): assert torch.allclose(said.sum(1), caught[l], atol=1e-5)
@@ -196,7 +217,8 @@ def test_budgets_by_head_sum_to_the_uniform_total(far):
 def test_other_rankings_choose_other_heads():
     model = tiny(Qwen2ForCausalLM, Qwen2Config, num_attention_heads=4, num_key_value_heads=4)
     r, far, near = Reader(model, prompts()), PerHead(12, 2), PerHead(12, 2, rank=lambda l, said: -distances(said))
-    r.under(far); r.under(near)
+    r.under(far)
+    r.under(near)
     for l, (_, said) in r.seen.items():
         whole = [(p.share[l] == N)[..., 0].int().argmax(-1) for p in (far, near)]
         assert torch.equal(whole[0], distances(said).argmax(-1)) and torch.equal(whole[1], distances(said).argmin(-1))
@@ -235,31 +257,39 @@ def test_bad_input(llama):
 
 # ---- the notebook
 
-notebook = partial(executed, NB)
+notebook = partial(ran, NB)
 
-CLAIMS = {"recycled-places", "recycled-neighbourhoods", "shorter-stride", "far-heads", "heads-chosen-anew", "second-question"}
+CLAIMS = {"recycled-places", "recycled-neighbourhoods", "shorter-stride", "far-heads",
+    "heads-chosen-anew", "second-question"}
 def saved(folder, heads=4):
-    tok = build_tokenizer(); tok.save_pretrained(folder)
+    tok = build_tokenizer()
+    tok.save_pretrained(folder)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=heads, bos_token_id=tok.bos_token_id, eos_token_id=1, pad_token_id=0)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=24, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=heads, bos_token_id=tok.bos_token_id, eos_token_id=1,
+            pad_token_id=0)).save_pretrained(folder)
     return str(folder)
 
-def test_gpu_path_on_a_tiny_checkpoint_that_shares_keys_and_records_of_ones_own(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_that_shares_keys_and_records_of_ones_own(tmp_path, torch_pool):
     mine, model = tmp_path/"mine.jsonl", saved(tmp_path/"llama", heads=2)
-    row = lambda i: dict(records=[[f"key{i}{j}", " ".join(["red", "blue", "9", "tom"][:1 + j % 4])] for j in range(12)], key=f"key{i}3")
+    row = lambda i: dict(records=[[f"key{i}{j}", " ".join(["red", "blue", "9", "tom"][:1 + j % 4])]
+            for j in range(12)], key=f"key{i}3")
     mine.write_text("\n".join(json.dumps(row(i)) for i in range(5)))
-    found = notebook(tmp_path, monkeypatch, profile="gpu", model=model, data=str(mine), places=12, teach=2)
+    found = notebook(tmp_path, torch_pool, profile="gpu", model=model, data=str(mine), places=12, teach=2)
     assert set(found) == CLAIMS and found["far-heads"]["n_rows"] == 5 and found["far-heads"]["model"] == model
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())  # answers have one to four words
 
 def test_a_file_without_records_is_refused(tmp_path):
-    cell = next("".join(c["source"]) for c in json.loads(NB.read_text())["cells"] if "def from_file" in "".join(c["source"]))
+    cell = next("".join(c["source"]) for c in json.loads(NB.read_text())["cells"]
+        if "def from_file" in "".join(c["source"]))
     exec(cell, names := dict(read_rows=read_rows, KitError=KitError))
-    mine = tmp_path/"mine.jsonl"; mine.write_text('{"input": "a", "label": "b"}\n')
+    mine = tmp_path/"mine.jsonl"
+    mine.write_text('{"input": "a", "label": "b"}\n')
     with pytest.raises(KitError, match="rows need the columns records") as e: names["from_file"](str(mine), None)
     assert "\n" not in str(e.value)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (notebook(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (notebook(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS - {"second-question"}  # whose curves are slow

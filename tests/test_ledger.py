@@ -1,33 +1,35 @@
-"The ledger, claims and the field map: what is kept, what is refused, and that every published figure follows from its records."
+"The ledger, claims and the field map: what is kept and refused, and that published figures follow from records."
 import json
 from pathlib import Path
 import pytest
 from slmkit.core import claims as core
-from slmkit.core.claims import claim, expect, figure
+from slmkit.core.claims import claim, entries, expect, figure
 from slmkit.core.settings import KitError, current, hardware
 from slmkit.cli.main import main
-from slmkit.run.notebooks import declared
-from slmkit.project.registry import field_page, field_rows, import_works, known_from, registry, search, served
+from slmkit.project.registry import field_rows, import_works, known_from, registry, search, served
+from slmkit.verdicts.attest import attest, planned, reattest, rerun_all
+from slmkit.verdicts import confirm as confirming
+from slmkit.verdicts.confirm import command_of
 from slmkit.verdicts.external import add
-from slmkit.verdicts.attest import canary, planned, reattest, rerun_all
 from slmkit.verdicts.ledger import check_ledger, evaluate, file_of, problems, publish, records_of
-from slmkit.core.claims import entries
 from slmkit.verdicts.table import rows
 
 ROOT = Path(__file__).parents[1]
-SPEC = dict(work=None, says="x beats y.", paper=dict(value=.04, setting="T5", provenance="memory", comparable=["paper"]), kind="effect",
-            metric="gain", least=.02, unit="training", settles=dict(cpu="partly"), band=None, tolerance=None, nominal=None,
+PAPER = dict(value=.04, setting="T5", provenance="memory", comparable=["paper"])
+SPEC = dict(work=None, says="x beats y.", paper=PAPER, kind="effect", metric="gain", least=.02, unit="training",
+            settles=dict(cpu="partly"), band=None, tolerance=None, nominal=None,
             value="lambda a: a['x'] - a['y']", control="lambda a: a['z'] - a['y']")
+SHARED = dict(profile="cpu", model="t5-1m", data="facts", commit="abc", date="2026-01-01", versions=dict(torch="2.13"),
+              hardware="cpu-x-1t-torch2.13", seconds=3., cpu_seconds=2.9, peak_mb=500., stacked=False, status="ok",
+              error=None, notebook="x.ipynb")
 
 
 def record(seed, gain=.05, spread=.01, code="c1", technique="distill/made_up", **change):
     y, v = .5, gain + spread*((seed*7) % 10 - 4.5)/3
     arms = dict(x=y + v, y=y, z=y)
     one = dict(value=arms["x"] - y, control=0., arms=arms, rows="ab"*8, n_rows=1000, spec=SPEC)
-    return dict(technique=technique, profile="cpu", seed=seed, parameters=dict(seed=seed, alpha=.5), model="t5-1m", data="facts",
-                claims=dict(helps=one), hashes=dict(code=code, model="m", data="d"), commit="abc", date="2026-01-01",
-                versions=dict(torch="2.13"), hardware="cpu-x-1t-torch2.13", seconds=3., cpu_seconds=2.9, peak_mb=500., stacked=False,
-                status="ok", error=None, notebook="x.ipynb") | change
+    return SHARED | dict(technique=technique, seed=seed, parameters=dict(seed=seed, alpha=.5), claims=dict(helps=one),
+                         hashes=dict(code=code, model="m", data="d")) | change
 
 
 def ten(**kw): return [record(s, **kw) for s in range(100, 110)]
@@ -77,14 +79,16 @@ def test_one_extension_and_only_after_inconclusive(shipped):
 
 def test_no_extension_after_a_verdict(shipped):
     publish(ten(), "confirm")
-    with pytest.raises(KitError, match="only after an inconclusive"): publish([record(s) for s in range(110, 120)], "extended")
+    further = [record(s) for s in range(110, 120)]
+    with pytest.raises(KitError, match="only after an inconclusive"): publish(further, "extended")
 
 
 def test_a_verdict_at_ten_is_not_rolled_again_by_another_claims_extension(shipped):
     both = lambda s: record(s, gain=.02, spread=.04)["claims"]["helps"]
     rs = [record(s) | dict(claims=dict(sure=record(s)["claims"]["helps"], unsure=both(s))) for s in range(100, 120)]
     e = load(publish(rs, "confirm"))
-    assert e["claims"]["sure"]["verdict"]["n"] == 10 and e["claims"]["unsure"]["verdict"]["n"] == 20 and problems(e) == []
+    n = {k: c["verdict"]["n"] for k, c in e["claims"].items()}
+    assert n == dict(sure=10, unsure=20) and problems(e) == []
 
 
 @pytest.mark.parametrize("bad, said", [
@@ -118,6 +122,28 @@ def test_where_a_model_lies_on_a_disk_is_not_published(shipped):
     assert "ada" not in path.read_text() and ".flan.rows-jsonl." in path.name and check_ledger() == []
 
 
+# confirming
+
+def test_the_command_names_what_decides_and_no_place_on_a_disk():
+    assert command_of("kd_head", "cpu") == "slmkit confirm kd_head --profile cpu"
+    given = command_of("kd_head", "gpu", "/home/ada/flan", "my rows.csv", "input=q", True)
+    assert given == "slmkit confirm kd_head --profile gpu --model flan --data 'my rows.csv' --columns input=q --extend"
+
+
+@pytest.mark.parametrize("extend, seeds, outcome", [(False, range(100, 110), "ok"), (True, range(110, 120), "ok"),
+                                                    (False, range(100, 110), "timeout")])
+def test_confirm_runs_ten_seeds_and_publishes_only_a_whole_batch(monkeypatch, extend, seeds, outcome):
+    published = []
+    monkeypatch.setattr(confirming, "chosen", lambda names: names)
+    monkeypatch.setattr(confirming, "plan", lambda wanted, profile, seeds, **places: list(seeds))
+    monkeypatch.setattr(confirming, "execute", lambda runs, folder, **how: [dict(seed=s, status=outcome) for s in runs])
+    monkeypatch.setattr(confirming, "publish", lambda records, command: published.append(command) or "the entry")
+    records, path = confirming.confirm("kd_head", "cpu", "runs", extend=extend, jobs=2)
+    assert [r["seed"] for r in records] == list(seeds)
+    command = "slmkit confirm kd_head --profile cpu" + (" --extend" if extend else "")
+    assert (path, published) == (("the entry", [command]) if outcome == "ok" else (None, []))
+
+
 # checking
 
 @pytest.mark.parametrize("spoil, said", [
@@ -148,8 +174,10 @@ def test_the_shipped_ledger_follows_from_its_records(monkeypatch):
     assert check_ledger() == []
 
 
-@pytest.mark.parametrize("source", ["lambda a: open('/etc/passwd')", "lambda a: a.clear()", "lambda a: 9**9**9**9", "lambda a: [1]*10**9",
-                                    "lambda a: a['nope']", "lambda a: 1/0", "def f(a): pass", "lambda a: " + "-"*5000 + "1", None, "(" * 300])
+@pytest.mark.parametrize("source", [
+    "lambda a: open('/etc/passwd')", "lambda a: a.clear()", "lambda a: 9**9**9**9", "lambda a: [1]*10**9",
+    "lambda a: a['nope']", "lambda a: 1/0", "lambda a: max(*a)", "lambda a: max(a['x'], key=abs)", "lambda a: True",
+    "def f(a): pass", "lambda a: " + "-"*5000 + "1", None, "("*300])
 def test_only_plain_arithmetic_is_evaluated(source):
     assert evaluate(source, dict(x=1.)) is None
 
@@ -158,11 +186,11 @@ def test_arithmetic_of_arms():
     assert evaluate("lambda arms: max(arms['x'], 2)/abs(-arms['y']) - math.log(1)", dict(x=6., y=3.)) == 2
 
 
-# the canary
+# attestation
 
 def test_equal_arms_re_attest_changed_code(shipped):
     path = publish(ten(), "confirm")
-    lines, bad = canary([record(103, code="c2")])
+    lines, bad = attest([record(103, code="c2")])
     e = load(path)
     assert "re-attested" in lines[0] and not bad and e["hashes"]["code"] == "c2" and e["attested"][0]["seed"] == 103
     assert len(e["attempts"]) == 1 and check_ledger() == []
@@ -170,7 +198,7 @@ def test_equal_arms_re_attest_changed_code(shipped):
 
 def test_other_arms_make_it_stale_which_is_no_failure(shipped):
     path = publish(ten(), "confirm")
-    lines, bad = canary([record(103, gain=.06, code="c2")])
+    lines, bad = attest([record(103, gain=.06, code="c2")])
     e = load(path)
     assert "stale: helps" in lines[0] and not bad and e["claims"]["helps"]["verdict"]["stale"] and check_ledger() == []
     assert rows(shipped)[0]["label"] == "holds here, at small scale (stale)"
@@ -178,13 +206,13 @@ def test_other_arms_make_it_stale_which_is_no_failure(shipped):
 
 def test_same_code_and_other_arms_contradict(shipped):
     path = publish(ten(), "confirm"); before = path.read_text()
-    lines, bad = canary([record(103, gain=.06)])
+    lines, bad = attest([record(103, gain=.06)])
     assert bad and "DIFFERS" in lines[0] and path.read_text() == before
 
 
 def test_another_machine_is_not_compared_bit_by_bit(shipped):
     publish(ten(), "confirm")
-    lines, bad = canary([record(103, gain=.06, hardware="other")])
+    lines, bad = attest([record(103, gain=.06, hardware="other")])
     assert not bad and "on other, the entry on cpu-x-1t-torch2.13: helps inside" in lines[0]
 
 
@@ -195,8 +223,9 @@ def test_a_failed_canary_attests_nothing(shipped):
 
 def test_a_cost_is_compared_within_its_tolerance(shipped):
     cost = SPEC | dict(kind="cost", least=None, tolerance=.2, control=None, value="lambda a: a['x']/a['y']")
-    def timed(s, ratio, code): return record(s, code=code) | dict(claims=dict(fast=dict(value=ratio, control=None, arms=dict(x=ratio, y=1.),
-                                                                                          rows="", n_rows=0, spec=cost)))
+    def timed(s, ratio, code):
+        fast = dict(value=ratio, control=None, arms=dict(x=ratio, y=1.), rows="", n_rows=0, spec=cost)
+        return record(s, code=code) | dict(claims=dict(fast=fast))
     e = load(publish([timed(100 + i, 2 + i/100, "c1") for i in range(10)], "confirm"))
     assert not reattest(e, timed(100, 2.3, "c2"))["claims"]["fast"]["verdict"]["stale"]
     assert reattest(e, timed(100, 2.6, "c2"))["claims"]["fast"]["verdict"]["stale"]
@@ -208,7 +237,8 @@ def test_the_canary_reruns_what_changed_and_says_what_is_current(shipped):
     assert rerun_all(plan=plan("c1"), run=None) == (["distill/made_up (cpu): current"], False)
     lines, bad = rerun_all(plan=plan("c2"), run=lambda r: r)
     assert lines == ["distill/made_up (cpu, seed 100): re-attested for today's code"] and not bad
-    assert rerun_all("distill/made_up", plan=plan("c2"), run=lambda r: r | record(101, .07, code="c2", hardware=hardware()))[1]
+    other = lambda r: r | record(101, .07, code="c2", hardware=hardware())
+    assert rerun_all("distill/made_up", plan=plan("c2"), run=other)[1]
 
 
 def test_a_canary_is_planned_like_the_confirmed_run(monkeypatch):
@@ -225,7 +255,8 @@ def test_a_canary_is_planned_like_the_confirmed_run(monkeypatch):
 
 def batch(tmp_path, records, name="theirs"):
     (tmp_path/name).mkdir(exist_ok=True)
-    (tmp_path/name/"records.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records))
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    (tmp_path/name/"records.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return tmp_path/name
 
 
@@ -236,7 +267,8 @@ def test_a_foreign_batch_is_marked_and_stands_beside_our_own(shipped, tmp_path):
     assert [r["external"] for r in rows(tmp_path)] == [False, True]
 
 
-def spoiled(**spec): return [record(s) | dict(claims=dict(helps=record(s)["claims"]["helps"] | spec)) for s in range(100, 110)]
+def spoiled(**spec):
+    return [record(s) | dict(claims=dict(helps=record(s)["claims"]["helps"] | spec)) for s in range(100, 110)]
 
 
 @pytest.mark.parametrize("bad, said", [
@@ -265,10 +297,13 @@ def test_a_bad_foreign_batch_is_refused_whole(shipped, tmp_path, bad, said):
 
 
 def test_a_foreign_claim_must_be_declared_as_in_our_notebook(shipped, tmp_path):
-    cell = "c = claim('helps', says='x beats y.', kind='effect', least=.05, value=lambda a: a['x'] - a['y'], control=lambda a: 0)"
+    cell = """c = claim('helps', says='x beats y.', kind='effect', least=.05,
+        value=lambda a: a['x'] - a['y'], control=lambda a: 0)"""
     nb = dict(cells=[dict(cell_type="code", metadata={}, source=[cell])], metadata={}, nbformat=4, nbformat_minor=5)
-    (tmp_path/"nbs/distill").mkdir(parents=True); (tmp_path/"nbs/distill/made_up.ipynb").write_text(json.dumps(nb))
-    with pytest.raises(KitError, match="least=0.02, our notebook says 0.05"): add(batch(tmp_path, ten()), root=tmp_path)
+    (tmp_path/"nbs/distill").mkdir(parents=True)
+    (tmp_path/"nbs/distill/made_up.ipynb").write_text(json.dumps(nb))
+    with pytest.raises(KitError, match="least=0.02, our notebook says 0.05"):
+        add(batch(tmp_path, ten()), root=tmp_path)
 
 
 # claims in a notebook
@@ -279,8 +314,8 @@ def gain(monkeypatch):
     monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/made_up")
     for k in ("CI", "SLMKIT_RECORD", "SLMKIT_HASHES"): monkeypatch.delenv(k, raising=False)
     monkeypatch.setattr(current, "profile", "cpu"); monkeypatch.setattr(current, "cfg", None)
-    return claim("helps", says="x beats y.", metric="gain", value=lambda a: a["x"] - a["y"], control=lambda a: a["z"] - a["y"],
-                 least=.02, settles=dict(cpu="partly", gpu="yes"))
+    return claim("helps", says="x beats y.", metric="gain", value=lambda a: a["x"] - a["y"],
+                 control=lambda a: a["z"] - a["y"], least=.02, settles=dict(cpu="partly", gpu="yes"))
 
 
 def test_a_run_is_appended_as_one_line(gain, tmp_path, monkeypatch):
@@ -289,12 +324,14 @@ def test_a_run_is_appended_as_one_line(gain, tmp_path, monkeypatch):
     lines = [json.loads(l) for l in (tmp_path/"r.jsonl").read_text().splitlines()]
     assert [l["seed"] for l in lines] == [3, 4] and lines[0]["n_rows"] == 2 and len(lines[0]["rows"]) == 16
     assert lines[0]["spec"]["value"] == "lambda a: a['x'] - a['y']" and lines[0]["spec"]["least"] == .02
-    assert set(lines[0]) == {"claim", "seed", "value", "control", "arms", "rows", "n_rows", "spec", "profile", "model", "data"}
+    assert set(lines[0]) == {"claim", "seed", "value", "control", "arms", "rows", "n_rows", "spec", "profile", "model",
+                             "data"}
 
 
 @pytest.mark.parametrize("arms, said", [
     (dict(x=1., z=1.), "needs the arm 'y'"), (dict(x=float("nan"), y=0., z=0.), "arm 'x' is nan"),
-    (dict(x=1., y="a", z=0.), "arm 'y' is str"), (dict(x=1., y=None, z=0.), "arm 'y' is NoneType"), (dict(x=1., y=0.), "its control needs the arm 'z'")])
+    (dict(x=1., y="a", z=0.), "arm 'y' is str"), (dict(x=1., y=None, z=0.), "arm 'y' is NoneType"),
+    (dict(x=1., y=0.), "its control needs the arm 'z'")])
 def test_record_refuses_and_keeps_nothing(gain, tmp_path, monkeypatch, arms, said):
     monkeypatch.setenv("SLMKIT_RECORD", str(tmp_path/"r.jsonl"))
     with pytest.raises(KitError) as e: gain.record(0, [], **arms)
@@ -303,9 +340,10 @@ def test_record_refuses_and_keeps_nothing(gain, tmp_path, monkeypatch, arms, sai
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(control=None), "needs control="), (dict(least=None), "needs least="), (dict(least=-1), "at least 0"), (dict(kind="efect"), "no kind"),
-    (dict(unit="x"), "no unit"), (dict(settles=dict(cup="yes")), "did you mean 'cpu'"), (dict(settles=dict(cpu="maybe")), "yes, partly or no"),
-    (dict(settles=dict(smoke="yes")), "settles nothing"), (dict(kind="coverage"), "needs nominal="), (dict(value=None), "must be a function"),
+    (dict(control=None), "needs control="), (dict(least=None), "needs least="), (dict(least=-1), "at least 0"),
+    (dict(kind="efect"), "no kind"), (dict(unit="x"), "no unit"), (dict(settles=dict(cup="yes")), "did you mean 'cpu'"),
+    (dict(settles=dict(cpu="maybe")), "yes, partly or no"), (dict(settles=dict(smoke="yes")), "settles nothing"),
+    (dict(kind="coverage"), "needs nominal="), (dict(value=None), "must be a function"),
     (dict(says=""), "needs a name and says=")])
 def test_a_claim_lacking_something_is_not_declared(gain, change, said):
     good = dict(says="x", value=lambda a: a["x"], control=lambda a: 0, least=.1)
@@ -331,13 +369,14 @@ def test_expect_shows_this_run_beside_the_published_ones(gain, shipped):
     publish(ten(), "confirm"); publish(ten(hardware=hardware(), gain=.03), "confirm")
     gain.record(7, [], x=.53, y=.5, z=.5)
     e = expect(gain)
-    assert e.text.splitlines()[1].startswith("inside") and hardware() in e.text and "<svg" in e._repr_html_()
+    assert e.text.splitlines()[1].startswith("inside") and hardware() in e.text and "<td>inside" in e._repr_html_()
     gain.record(8, [], x=.9, y=.5, z=.5)
     assert expect(gain).text.splitlines()[1].startswith("OUTSIDE")
 
 
 def test_expect_beside_an_entry_that_settled_nothing(gain, shipped):
-    unsettled = lambda s: record(s) | dict(claims=dict(helps=record(s)["claims"]["helps"] | dict(spec=SPEC | dict(settles={}))))
+    spec = dict(spec=SPEC | dict(settles={}))
+    unsettled = lambda s: record(s) | dict(claims=dict(helps=record(s)["claims"]["helps"] | spec))
     publish([unsettled(s) for s in range(100, 110)], "confirm")
     gain.record(7, [], x=.53, y=.5, z=.5)
     assert "published at cpu as mechanics only" in expect(gain).text
@@ -363,7 +402,8 @@ def test_plot_draws_the_ledger_or_this_run(gain, shipped):
     drawn = []
     draw = lambda records, ax: drawn.append(len(records))
     gain.plot(draw); publish(ten(), "confirm"); gain.plot(draw); gain.plot()
-    assert drawn == [1, 10] and core.shown(gain)[1].startswith("holds here, at small scale") and len(plt.get_fignums()) == 3
+    assert drawn == [1, 10] and core.shown(gain)[1].startswith("holds here, at small scale")
+    assert len(plt.get_fignums()) == 3
     plt.close("all")
 
 
@@ -372,7 +412,8 @@ def test_plot_draws_the_ledger_or_this_run(gain, shipped):
 def test_the_registry_holds_every_work():
     works = registry(ROOT)
     assert len(works) == 369 == len({w["slug"] for w in works})
-    assert all(w["title"] and w["family"] and w["type"] and w["tier"] in "ABCD" and set(w["provenance"].values()) <= {"abstract", "memory"} for w in works)
+    assert all(w["title"] and w["family"] and w["type"] and w["tier"] in "ABCD" for w in works)
+    assert all(set(w["provenance"].values()) <= {"abstract", "memory"} for w in works)
     marked = [w for w in works if w["provenance"]["mechanism"] == "memory"]
     assert len(marked) == 250 and not any(w["mechanism"].rstrip(".").endswith("(from memory)") for w in works)
 
@@ -386,8 +427,10 @@ def test_an_unknown_work_is_told_with_its_nearest():
         served(registry(ROOT), [dict(technique="a/b", name="c", work="graphix-t6", notebook="n")])
 
 
-@pytest.mark.parametrize("text, want", [("It works. (from memory)", ("It works.", "memory")), ("It works (from memory).", ("It works.", "memory")),
-                                        ("by score (from memory: its log) alone", ("by score (from memory: its log) alone", "memory")), ("", ("", "abstract"))])
+@pytest.mark.parametrize("text, want", [
+    ("It works. (from memory)", ("It works.", "memory")), ("It works (from memory).", ("It works.", "memory")),
+    ("by score (from memory: its log) alone", ("by score (from memory: its log) alone", "memory")),
+    ("", ("", "abstract"))])
 def test_provenance_comes_from_the_end_of_a_text(text, want): assert known_from(text) == want
 
 
@@ -395,12 +438,6 @@ def test_search_and_filters():
     works = field_rows(ROOT, "/nowhere")
     assert 0 < len(search(works, "rationale", family="distill")) < len(search(works, family="distill")) < 369
     with pytest.raises(KitError, match="did you mean 'distill'"): search(works, family="distil")
-
-
-def test_the_page_stands_alone(tmp_path):
-    html = field_page(tmp_path/"map.html", ROOT, tmp_path).read_text()
-    assert html.count("<tr ") == 369 and "viewport" in html and "prefers-color-scheme" in html
-    assert not any(x in html for x in ("src=", "<link", "@import", "fetch(", "http://", "https://"))
 
 
 @pytest.mark.parametrize("line, said", [("{", "works.jsonl:1: not a JSON object"), ('{"title": "x"}', "lacks slug")])
@@ -441,5 +478,6 @@ def test_the_ledger_on_the_command_line(shipped, capsys, tmp_path, monkeypatch):
 
 def test_the_field_on_the_command_line(capsys):
     assert len(json.loads(run_cli(capsys, "field", "--json")[1])) == 369
-    assert "mechanism" not in run_cli(capsys, "field", "graphix-t5")[1] and "Graphix" in run_cli(capsys, "field", "graphix-t5")[1]
+    one = run_cli(capsys, "field", "graphix-t5")[1]
+    assert "mechanism" not in one and "Graphix" in one
     assert run_cli(capsys, "field", "--type", "metod")[0] == 2

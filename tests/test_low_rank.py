@@ -1,12 +1,13 @@
-"LoRA against peft with the same A and B, peft's format both ways, NOLA written out, equal budgets, files, bad input, the gpu path."
+"""LoRA against peft with the same A and B, peft's format both ways, NOLA written out, equal budgets, files, bad
+input, the gpu path."""
 from functools import partial
 import copy, json, math
 import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
-from conftest import ROOT, executed
-from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series, adapted, bottleneck, count, found, from_peft, loras, mixture,
-                                   read_back, size_for, to_peft, trained, write)
+from conftest import ROOT, ran
+from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series, adapted, count, found,
+    from_peft, loras, mixture, read_back, size_for, to_peft, trained, write)
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
@@ -49,13 +50,16 @@ def test_delta_is_pefts_given_the_same_A_and_B():
     layer, x = nn.Linear(7, 5), torch.randn(3, 7)
     ours = LoRA(copy.deepcopy(layer), 2)
     for alpha in (2, 6):  # ours has scale 1; another scale goes into B, as in from_peft
-        theirs = Linear(copy.deepcopy(layer), "default", config=peft.LoraConfig(r=2, lora_alpha=alpha), r=2, lora_alpha=alpha)
+        theirs = Linear(copy.deepcopy(layer), "default", config=peft.LoraConfig(r=2, lora_alpha=alpha), r=2,
+            lora_alpha=alpha)
         with torch.no_grad():
             theirs.lora_B["default"].weight.normal_()
-            ours.A.copy_(theirs.lora_A["default"].weight); ours.B.copy_(theirs.lora_B["default"].weight*alpha/2)
+            ours.A.copy_(theirs.lora_A["default"].weight)
+            ours.B.copy_(theirs.lora_B["default"].weight*alpha/2)
             assert torch.allclose(ours.B @ ours.A, theirs.get_delta_weight("default"), atol=1e-6)
             assert torch.allclose(ours(x), theirs(x), atol=1e-6) and not torch.allclose(ours(x), layer(x), atol=1e-2)
-            theirs.merge(); assert torch.allclose(ours.merged()(x), theirs(x), atol=1e-6)
+            theirs.merge()
+            assert torch.allclose(ours.merged()(x), theirs(x), atol=1e-6)
 
 def test_a_saved_lora_loads_in_peft_with_the_same_logits(tmp_path, lm, ids):
     peft = pytest.importorskip("peft")
@@ -82,7 +86,8 @@ def test_bottlenecks_written_out():
     for cls, width in ((Series, 6), (Parallel, 4)):
         a = cls(layer, 2)
         with torch.no_grad(): a.up.normal_()
-        y = layer(x); read = y if cls is Series else x
+        y = layer(x)
+        read = y if cls is Series else x
         assert a.down.shape == (2, width) and a.up.shape == (6, 2)
         for i in range(3):
             inner = [math.tanh(sum(a.down[k, j].item()*read[i, j].item() for j in range(width))) for k in range(2)]
@@ -124,7 +129,8 @@ def test_sizes_meet_their_budget(lm):
         assert [size_for(c, kind, shapes) for c in counts.values()] == [4, 5, 6], kind
 
 def test_files_hold_what_was_trained_and_little_else(tmp_path, lm, ids):
-    for kind, size, places in (("series", 3, ["down_proj"]), ("parallel", 3, MLP), ("lora", 1, EVERY), ("nola", 5, EVERY), ("norms", 0, [])):
+    for kind, size, places in (("series", 3, ["down_proj"]), ("parallel", 3, MLP), ("lora", 1, EVERY),
+            ("nola", 5, EVERY), ("norms", 0, [])):
         model = stirred(adapted(copy.deepcopy(lm[0]), kind, size, places, seed=7))
         bytes_ = write(model, tmp_path/"f.safetensors")
         assert 4*count(model) < bytes_ < 4*count(model) + 400
@@ -134,10 +140,12 @@ def test_files_hold_what_was_trained_and_little_else(tmp_path, lm, ids):
 def one_line(match): return pytest.raises(KitError, match=match)
 def test_bad_input_is_one_line(tmp_path, lm):
     base = lm[0]
-    for match, f in {"no kind 'lorra'": lambda: adapted(copy.deepcopy(base), "lorra", 1, EVERY), "at least 1": lambda: adapted(copy.deepcopy(base), "lora", 0, EVERY),
-                     "no linear layer is called wq": lambda: adapted(copy.deepcopy(base), "lora", 1, ["wq"]),
-                     "not an adapter": lambda: read_back(base, tmp_path/"none.safetensors"), "no adapter of peft": lambda: from_peft(base, tmp_path),
-                     "format for lora": lambda: to_peft(adapted(copy.deepcopy(base), "nola", 1, MLP), tmp_path/"x")}.items():
+    for match, f in {"no kind 'lorra'": lambda: adapted(copy.deepcopy(base), "lorra", 1, EVERY),
+            "at least 1": lambda: adapted(copy.deepcopy(base), "lora", 0, EVERY),
+            "no linear layer is called wq": lambda: adapted(copy.deepcopy(base), "lora", 1, ["wq"]),
+            "not an adapter": lambda: read_back(base, tmp_path/"none.safetensors"),
+            "no adapter of peft": lambda: from_peft(base, tmp_path),
+            "format for lora": lambda: to_peft(adapted(copy.deepcopy(base), "nola", 1, MLP), tmp_path/"x")}.items():
         with one_line(match) as e: f()
         assert "\n" not in str(e.value)
     save_file({"x": torch.zeros(1)}, tmp_path/"plain.safetensors")
@@ -150,23 +158,29 @@ def test_bad_input_is_one_line(tmp_path, lm):
 def test_an_unusual_lora_is_refused_by_the_name_of_what_is_unusual(tmp_path, lm):
     to_peft(adapted(copy.deepcopy(lm[0]), "lora", 1, MLP), tmp_path)
     config = json.loads((tmp_path/"adapter_config.json").read_text())
-    for odd in (dict(use_dora=True), dict(rank_pattern={"q_proj": 3}), dict(modules_to_save=["lm_head"]), dict(peft_type="IA3")):
+    for odd in (dict(use_dora=True), dict(rank_pattern={"q_proj": 3}), dict(modules_to_save=["lm_head"]),
+            dict(peft_type="IA3")):
         (tmp_path/"adapter_config.json").write_text(json.dumps(config | odd))
         with one_line(f"no support for its {list(odd)[0]}"): from_peft(lm[0], tmp_path)
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-CLAIMS = {"adapters-reach-full-tuning", "the-best-place-differs", "half-of-rank-one", "as-good-as-equal-counts", "half-the-bytes"}
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
+CLAIMS = {"adapters-reach-full-tuning", "the-best-place-differs", "half-of-rank-one",
+    "as-good-as-equal-counts", "half-the-bytes"}
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
     from transformers import Qwen2Config, Qwen2ForCausalLM
-    torch.manual_seed(0); lm[1].save_pretrained(tmp_path/"qwen")
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=len(lm[1]), hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
-        num_key_value_heads=1, eos_token_id=1, pad_token_id=0, bos_token_id=3)).save_pretrained(tmp_path/"qwen")
+    torch.manual_seed(0)
+    lm[1].save_pretrained(tmp_path/"qwen")
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=len(lm[1]), hidden_size=16, intermediate_size=32, num_attention_heads=2,
+            num_hidden_layers=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0,
+            bos_token_id=3)).save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
-    found_ = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
+    found_ = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
     assert set(found_) == CLAIMS and all(math.isfinite(v) for r in found_.values() for v in r["arms"].values())
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS - {"the-best-place-differs"}  # whose arms are slow

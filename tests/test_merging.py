@@ -1,9 +1,11 @@
-"Merging against peft, scikit-learn and weights merged by hand; routed parts in mixed, padded and decoded batches; bad input; the gpu path."
+"""Merging against peft, scikit-learn and weights merged by hand; routed parts in mixed, padded and decoded batches;
+bad input; the gpu path."""
 from functools import partial
 import copy, json, math
 import pytest, torch
-from conftest import ROOT, executed
-from slmkit.adapt.merging import Routed, added, difference, expert, factors, gated, gist, storage_figure, ties, ties_vector, total, train_router, weights
+from conftest import ROOT, ran
+from slmkit.adapt.merging import (Routed, added, difference, expert, factors, gated, gist, storage_figure, ties,
+    ties_vector, total, train_router, weights)
 from slmkit.core.data import load
 from slmkit.core.generate import answers, read
 from slmkit.core.settings import KitError
@@ -22,7 +24,8 @@ def vectors(base):
     g = torch.Generator().manual_seed(0)
     return [{n: torch.randn(w.shape, generator=g)*w.std()/5 for n, w in weights(base[0]).items()} for _ in range(3)]
 
-def stack(seed=0, tasks=3, shape=(8, 9)): return torch.randn(tasks, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def stack(seed=0, tasks=3, shape=(8, 9)):
+    return torch.randn(tasks, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 @pytest.mark.parametrize("density", [.05, .2, .5, .77, 1.])
 @pytest.mark.parametrize("seed", range(4))
@@ -32,13 +35,15 @@ def test_ties_is_pefts_in_value_and_gradient(density, seed):
     ours, theirs = ties(x, density), utils.ties(list(y), torch.ones(2 + seed, dtype=torch.float64), density)
     assert torch.allclose(ours, theirs, atol=1e-12)
     weight = stack(9)[0]
-    (ours*weight).sum().backward(); (theirs*weight).sum().backward()
+    (ours*weight).sum().backward()
+    (theirs*weight).sum().backward()
     assert torch.allclose(x.grad, y.grad, atol=1e-12) and x.grad.abs().sum() > 0
 
 def test_sums_are_pefts_task_arithmetic(vectors):
     utils = pytest.importorskip("peft.utils.merge_utils")
     ours = total(vectors, .3)
-    for n in ours: assert torch.allclose(ours[n], utils.task_arithmetic([v[n] for v in vectors], torch.full((3,), .3)), atol=1e-7)
+    for n in ours:
+        assert torch.allclose(ours[n], utils.task_arithmetic([v[n] for v in vectors], torch.full((3,), .3)), atol=1e-7)
 
 def test_ties_elects_plus_for_a_sum_of_zero_and_counts_only_those_that_agree():
     assert torch.equal(ties(torch.tensor([[2., 3.], [-2., 3.]]), 1.), torch.tensor([2., 3.]))
@@ -60,7 +65,8 @@ def test_factors_are_the_nearest_of_their_rank():
 def test_router_is_scikit_learns_logistic_regression():
     linear = pytest.importorskip("sklearn.linear_model")
     g = torch.Generator().manual_seed(0)
-    y = torch.arange(60) % 3; x = torch.randn(60, 5, generator=g) + torch.eye(5)[y]
+    y = torch.arange(60) % 3
+    x = torch.randn(60, 5, generator=g) + torch.eye(5)[y]
     ours = train_router(x, y, penalty=.05)
     theirs = linear.LogisticRegression(C=1/(60*.05), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
     want = torch.tensor(theirs.predict_proba(x.numpy())).float()
@@ -69,7 +75,8 @@ def test_router_is_scikit_learns_logistic_regression():
 
 def test_gist_ignores_padding(base):
     model, tok = base
-    short, mixed = read(model, tok, ["lena likes the ship ."], 64), read(model, tok, ["lena likes the ship .", "sam wants the journey . " * 4], 64)
+    short, mixed = read(model, tok, ["lena likes the ship ."], 64), read(model, tok,
+        ["lena likes the ship .", "sam wants the journey . " * 4], 64)
     assert torch.allclose(gist(model, *short)[0], gist(model, *mixed)[0], atol=1e-6)
 
 def test_experts_change_matrices_only_and_leave_the_base_alone(base):
@@ -78,38 +85,47 @@ def test_experts_change_matrices_only_and_leave_the_base_alone(base):
     trained, history = expert(model, tok, load("topics", "train", 16), 0, 2, 1e-2, 4)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()) and history.steps == 2
     changed = {k for k, v in trained.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {f"{n}.weight" for n in linears(model)} and not any("embed" in k or "norm" in k or "lm_head" in k for k in changed)
+    assert changed == {f"{n}.weight" for n in linears(model)}
+    assert not any("embed" in k or "norm" in k or "lm_head" in k for k in changed)
 
 def router_for(model, gates):
     "A router that gives every row these weights."
     router = torch.nn.Linear(model.config.hidden_size, len(gates)).requires_grad_(False)
-    router.weight.zero_(); router.bias.copy_(torch.tensor(gates).clamp(min=1e-12).log())
+    router.weight.zero_()
+    router.bias.copy_(torch.tensor(gates).clamp(min=1e-12).log())
     return router
 
 def test_whole_parts_give_the_expert_back(base, vectors):
     model, tok = base
-    shared = total(vectors, .3); batch = dict(zip(("input_ids", "attention_mask"), read(model, tok, ["lena likes the ship .", "is it cold ?"], 64)))
+    shared = total(vectors, .3)
+    batch = dict(zip(("input_ids", "attention_mask"), read(model, tok, ["lena likes the ship .", "is it cold ?"], 64)))
     parts = [{n: factors(x, 999) for n, x in difference(v, shared).items()} for v in vectors]
     with torch.no_grad():
         want = added(model, vectors[1])(**batch).logits
-        merged = added(model, shared); plain = merged(**batch).logits
+        merged = added(model, shared)
+        plain = merged(**batch).logits
         routed = Routed(merged, parts, router_for(model, [0., 1., 0.]))
         got = merged(**batch).logits
         routed.remove()
-        assert torch.allclose(got, want, atol=2e-3) and not torch.allclose(plain, want, atol=.1) and torch.equal(merged(**batch).logits, plain)
+        assert torch.allclose(got, want, atol=2e-3)
+        assert not torch.allclose(plain, want, atol=.1)
+        assert torch.equal(merged(**batch).logits, plain)
 
 def test_rows_of_a_mixed_batch_are_those_of_models_merged_one_by_one(base, vectors):
     model, tok = base
-    inputs = ["lena likes the ship .", "question : abel holds a ball .", "is it cold in oslo now ? please tell me that , will you ."]
+    inputs = ["lena likes the ship .", "question : abel holds a ball .",
+        "is it cold in oslo now ? please tell me that , will you ."]
     shared = total(vectors, .2)
     parts = [{n: factors(x, 4) for n, x in difference(v, shared).items()} for v in vectors]
     gists = gist(model, *read(model, tok, inputs, 64))
     router = train_router(gists, torch.tensor([0, 1, 2]), penalty=5.)   # so soft that all parts count
-    merged = added(model, shared); routed = Routed(merged, parts, router)
+    merged = added(model, shared)
+    routed = Routed(merged, parts, router)
     together = answers(merged, tok, inputs, most=6, bar=False)
     with torch.no_grad():
         ids, mask = read(model, tok, inputs, 64)
-        logits = merged(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -1]
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = merged(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, -1]
         for i, x in enumerate(inputs):
             w = router(gists[i:i + 1]).softmax(-1)[0]
             assert .1 < w.max() < .9
@@ -122,12 +138,15 @@ def test_rows_of_a_mixed_batch_are_those_of_models_merged_one_by_one(base, vecto
 def test_transformers_generate_agrees_with_the_kits_loop(base, vectors):
     model, tok = base
     inputs = ["lena likes the ship .", "is it cold in oslo now ?"]
-    shared = total(vectors, .2); merged = added(model, shared)
+    shared = total(vectors, .2)
+    merged = added(model, shared)
     parts = [{n: factors(x, 4) for n, x in difference(v, shared).items()} for v in vectors]
     Routed(merged, parts, router_for(model, [.2, .3, .5]))
     ids, mask = read(model, tok, inputs, 64)
-    said = merged.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, num_beams=1)[:, ids.shape[1]:]
-    assert [s.strip() for s in tok.batch_decode(said, skip_special_tokens=True)] == answers(merged, tok, inputs, most=5, bar=False)
+    said = merged.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False,
+        num_beams=1)[:, ids.shape[1]:]
+    texts = [s.strip() for s in tok.batch_decode(said, skip_special_tokens=True)]
+    assert texts == answers(merged, tok, inputs, most=5, bar=False)
 
 def test_gated_with_ranks_cut_by_a_small_matrix_and_its_gradient():
     x, up, down, gates = stack(0, 2, (3, 4)), stack(1, 1, (5, 6))[0], stack(2, 1, (6, 4))[0], stack(3, 1, (2, 3))[0]
@@ -139,33 +158,44 @@ def test_gated_with_ranks_cut_by_a_small_matrix_and_its_gradient():
 
 def test_a_router_of_another_number_of_tasks_is_refused(base, vectors):
     parts = [{n: factors(x, 1) for n, x in v.items()} for v in vectors[:2]]
-    with pytest.raises(KitError, match="tells 3 tasks apart, there are 2 parts"): Routed(copy.deepcopy(base[0]), parts, router_for(base[0], [1., 0., 0.]))
+    with pytest.raises(KitError, match="tells 3 tasks apart, there are 2 parts"):
+        Routed(copy.deepcopy(base[0]), parts, router_for(base[0], [1., 0., 0.]))
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     from slmkit.toyland.tokenizer import build_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
-    tok = build_tokenizer(); folder = tmp_path/"qwen"; tok.save_pretrained(folder); torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, eos_token_id=1, pad_token_id=0, bos_token_id=3)).save_pretrained(folder)
+    tok = build_tokenizer()
+    folder = tmp_path/"qwen"
+    tok.save_pretrained(folder)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0,
+            bos_token_id=3)).save_pretrained(folder)
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(99)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(folder), data=f"topics+{mine}", rows=12, steps=2, shown=4, tested=6)
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(folder), data=f"topics+{mine}", rows=12, steps=2,
+        shown=4, tested=6)
     assert set(found) == {"routed-parts-keep-more", "the-shared-part-helps", "low-rank-is-enough"}
     arms = found["low-rank-is-enough"]["arms"]
     assert found["routed-parts-keep-more"]["n_rows"] == 12 and all(math.isfinite(v) for v in arms.values())
-    assert arms["mb"] < arms["mb_1"] < arms["mb_32"] and {"twin_8", "unshared_8", "together", "ties", "shuffled"} <= set(arms)
+    assert arms["mb"] < arms["mb_1"] < arms["mb_32"]
+    assert {"twin_8", "unshared_8", "together", "ties", "shuffled"} <= set(arms)
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == {"routed-parts-keep-more"}  # the other claims' arms are slow
 
 def test_figure_needs_no_run():
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    arms = dict(mb=1., mb_experts=4., average=.2, task_arithmetic=.3, ties=.4, together=.9) | {f"{k}_{r}": r/10 + 1 for r in (1, 2, 4) for k in ("twin", "unshared", "mb")}
-    fig, ax = plt.subplots(); storage_figure([dict(arms=arms)]*2, ax)
+    arms = dict(mb=1., mb_experts=4., average=.2, task_arithmetic=.3, ties=.4, together=.9) | {f"{k}_{r}": r/10 + 1
+        for r in (1, 2, 4) for k in ("twin", "unshared", "mb")}
+    fig, ax = plt.subplots()
+    storage_figure([dict(arms=arms)]*2, ax)
     assert {t.get_text() for t in ax.texts} >= {"average", "TIES", "all experts", "1", "4"}
     plt.close(fig)

@@ -1,13 +1,14 @@
-"Objectives of distillation: against definitions and TRL, the clock against the published rule, measures against enumeration, bad input, checkpoints."
+"""Objectives of distillation: against definitions and TRL, the clock against the published rule, measures against
+enumeration, bad input, checkpoints."""
 import math, os, random
 import pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import executed
+from conftest import ran
 from slmkit.core.settings import KitError
 from slmkit.distill.kd_head import divergence, slope
-from slmkit.distill.objectives import (WAYS, Clock, chances, distances, distil_loss, entropy, meet, next_t, objective, reached, skewed, songs,
-    study, unsure)
+from slmkit.distill.objectives import (WAYS, Clock, chances, distances, distil_loss, entropy, meet, next_t, objective,
+    reached, songs, study, unsure)
 from slmkit.distill.teacher_hacking import asked, copying, exam, fixed, labelled, next_words, numbers, sample, speaker
 from slmkit.toyland.grammar import Grammar
 from slmkit.toyland.tokenizer import build_tokenizer
@@ -61,13 +62,16 @@ def test_skewed_never_costs_more_than_the_logarithm_of_its_share():
     assert distances(z, y, "forward").max() > 50 and distances(z, y, "skew", .1).max() <= math.log(10) + 1e-9
 
 def test_only_tokens_with_labels_count():
-    z, y, labels = draw(2, 5, 7).requires_grad_(), draw(2, 5, 7, seed=1), torch.tensor([[1, -100, 2, 3, -100], [0, 0, -100, 4, 5]])
+    z, y, labels = draw(2, 5, 7).requires_grad_(), draw(2, 5, 7, seed=1), torch.tensor([[1, -100, 2, 3, -100],
+            [0, 0, -100, 4, 5]])
     with torch.no_grad(): z[labels == -100] = math.nan
     loss = distil_loss(z, y, labels, "skew", .2)
-    assert torch.allclose(loss, torch.stack([distances(z[i, j], y[i, j], "skew", .2) for i in range(2) for j in range(5) if labels[i, j] != -100]).mean())
+    assert torch.allclose(loss, torch.stack([distances(z[i, j], y[i, j], "skew", .2) for i in range(2)
+            for j in range(5) if labels[i, j] != -100]).mean())
     loss.backward()
     assert z.grad[labels == -100].abs().max() == 0
-    empty = distil_loss(draw(2, 3).requires_grad_(), draw(2, 3), torch.full((2,), -100)); empty.backward()
+    empty = distil_loss(draw(2, 3).requires_grad_(), draw(2, 3), torch.full((2,), -100))
+    empty.backward()
     assert empty == 0
 
 @pytest.mark.parametrize("temperature", [.5, 1., 3.])
@@ -83,8 +87,13 @@ def test_equals_trl_in_value_and_gradient(beta, temperature):
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert torch.allclose(*(torch.autograd.grad(v, z)[0] for v in (ours, theirs)), atol=1e-6)
 
-BAD = [(dict(way="forwards"), "no way 'forwards': did you mean 'forward'"), (dict(way="jsd", mix=1.), "mix=1.0 of 'jsd'"), (dict(way="skew", mix=0), "mix=0 of 'skew'"),
-       (dict(way="taid", mix=1.2), "mix=1.2 of 'taid'"), (dict(temperature=0), "temperature=0"), (dict(labels=torch.zeros(5)), "labels are (5,)")]
+BAD = [
+    (dict(way="forwards"), "no way 'forwards': did you mean 'forward'"),
+    (dict(way="jsd", mix=1.), "mix=1.0 of 'jsd'"),
+    (dict(way="skew", mix=0), "mix=0 of 'skew'"),
+    (dict(way="taid", mix=1.2), "mix=1.2 of 'taid'"),
+    (dict(temperature=0), "temperature=0"),
+    (dict(labels=torch.zeros(5)), "labels are (5,)")]
 @pytest.mark.parametrize("given,said", BAD)
 def test_bad_numbers(given, said):
     with pytest.raises(KitError) as e: distil_loss(draw(3, 5), draw(3, 5), **given)
@@ -133,7 +142,9 @@ def test_next_t_stays_in_its_bounds():
 
 def test_songs_are_a_language_whose_texts_all_have_six_words():
     g = songs(random.Random(3), 5)
-    assert math.fsum(g.table.values()) == pytest.approx(1) and {len(s) for s in g.table} == {6} and 900 < len(g.table) <= 5*3**5
+    assert math.fsum(g.table.values()) == pytest.approx(1)
+    assert {len(s) for s in g.table} == {6}
+    assert 900 < len(g.table) <= 5*3**5
     first = sum(p for s, p in g.table.items() if all(w in g.rules[f"Place1.{i}"] for i, w in enumerate(s[:-1])))
     assert first == pytest.approx(1/sum(1/k for k in range(1, 6)), rel=.05)  # a few texts belong to two songs
     assert songs(random.Random(3), 5).table == g.table != songs(random.Random(4), 5).table
@@ -148,8 +159,10 @@ def test_chances_are_the_products_of_the_words():
 
 def test_reach_against_a_loop():
     rng = random.Random(0)
-    p = torch.tensor([rng.random() for _ in range(40)]).double(); p /= p.sum()
-    q = torch.tensor([rng.random()**4 for _ in range(40)]).double(); q *= .7/q.sum()
+    p = torch.tensor([rng.random() for _ in range(40)]).double()
+    p /= p.sum()
+    q = torch.tensor([rng.random()**4 for _ in range(40)]).double()
+    q *= .7/q.sum()
     assert reached(p, q, .3) == pytest.approx(sum(a for a, b in zip(p.tolist(), q.tolist()) if b >= .3*a))
 
 def test_entropy_of_a_speaker_is_that_of_its_texts():
@@ -157,7 +170,8 @@ def test_entropy_of_a_speaker_is_that_of_its_texts():
     def exact(words=()):
         "By recursion over all texts of at most three words."
         with torch.no_grad(): logs = next_words(model, torch.tensor([[0, *words]]))[0, -1].double()
-        rest = sum(p*exact((*words, i + 1)) for i, p in enumerate(logs.exp().tolist()) if i + 1 != stop) if len(words) < 2 else 0.
+        rest = sum(p*exact((*words, i + 1)) for i, p in enumerate(logs.exp().tolist())
+            if i + 1 != stop) if len(words) < 2 else 0.
         return unsure(logs).item() + rest
     torch.manual_seed(0)
     assert entropy(model, stop, 3, n=20_000) == pytest.approx(exact(), rel=.01)
@@ -183,16 +197,20 @@ def test_a_clock_hears_the_cross_entropy_and_sets_t():
     with torch.no_grad():
         logs = next_words(student, batch["input_ids"])
         objective(stop, "taid", clock=clock)(student, batch)
-        assert clock.trace == [.3] and clock.before == pytest.approx(-(meet(logs, batch["labels"], .3).exp()*logs).sum(-1).mean().item(), rel=1e-4)
+        assert clock.trace == [.3]
+        assert clock.before == pytest.approx(-(meet(logs, batch["labels"], .3).exp()*logs).sum(-1).mean().item(),
+            rel=1e-4)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_training_nears_the_teacher_and_every_mark_is_seen(way):
     teacher, student, stop = speaker(TWO, 1, **SHAPE), speaker(TWO, 2, **SHAPE), TWO.words.index(".") + 1
-    sheet = exam(TWO); taught = asked(teacher, sheet)
+    sheet = exam(TWO)
+    taught = asked(teacher, sheet)
     torch.manual_seed(0)
     rows = labelled(sample(teacher, 200, 3), teacher)
     look = lambda m: divergence(asked(m, sheet), taught, .5).mean().item()
-    h = study(student, objective(stop, way, .5, Clock(60) if way == "taid" else None), fixed(16, **rows), look, [1, 20, 60], 1e-2)
+    h = study(student, objective(stop, way, .5, Clock(60) if way == "taid" else None), fixed(16, **rows), look,
+        [1, 20, 60], 1e-2)
     assert len(h.seen) == 3 and h.steps == 60 and h.seen[-1] == look(student) and h.seen[-1] < .5*h.seen[0]
 
 # ---- checkpoints and the notebook
@@ -201,21 +219,27 @@ def test_training_nears_the_teacher_and_every_mark_is_seen(way):
 def tiny(tmp_path):
     "A decoder's checkpoint with the zoo's tokenizer."
     from transformers import LlamaConfig, LlamaForCausalLM
-    tok = build_tokenizer(); tok.save_pretrained(tmp_path/"llama")
+    tok = build_tokenizer()
+    tok.save_pretrained(tmp_path/"llama")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = LlamaConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2)
     LlamaForCausalLM(config).save_pretrained(tmp_path/"llama")
     return str(tmp_path/"llama")
 
-run = partial(executed, NB)
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, tiny):
-    found = run(tmp_path, monkeypatch, profile="gpu", model=tiny, songs_sung=3, teach=4, steps=4, hidden=8)
-    assert set(found) == {"wandering-target-lowers-loss", "wandering-target-balances", "forward-blurs-reverse-drops", "listening-beats-the-line", "cover-first-then-pick"}
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="gpu", model=tiny, songs_sung=3, teach=4, steps=4, hidden=8)
+    assert set(found) == {"wandering-target-lowers-loss", "wandering-target-balances", "forward-blurs-reverse-drops",
+        "listening-beats-the-line", "cover-first-then-pick"}
     r = found["cover-first-then-pick"]
-    assert {f"{k}_overlap" for k in ("forward", "reverse", "jsd", "skew", "taid", "backwards", "linear", "deaf", "constant", "large_forward", "teacher")} <= set(r["arms"])
+    assert {f"{k}_overlap" for k in ("forward", "reverse", "jsd", "skew", "taid", "backwards", "linear", "deaf",
+            "constant", "large_forward", "teacher")} <= set(r["arms"])
     assert all(math.isfinite(v) for v in r["arms"].values()) and r["model"] == tiny and 600 < r["n_rows"] <= 729
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and len(one) == 2  # the other claims' arms are slow

@@ -1,11 +1,13 @@
-"The interpreter against Python itself on what it allows, an attack list against both walls, the three ways of writing a solution, the gpu path."
+"""The interpreter against Python itself on what it allows, an attack list against both walls, the three ways of
+writing a solution, the gpu path."""
 from functools import partial
 import ast, json, math, random, time
-import papermill, pytest
-from conftest import ROOT, executed
+import pytest
+from conftest import ROOT, Failed, ran
 from slmkit.core.score import arithmetic
 from slmkit.core.settings import KitError
-from slmkit.reason.programs import (FUNCTIONS, LARGEST, apart, as_program, as_rationale, as_text, recomputed, run, sizes_figure, steps_of, value)
+from slmkit.reason.programs import (FUNCTIONS, LARGEST, apart, as_program, as_rationale, as_text, recomputed, run,
+    sizes_figure, steps_of, value)
 from slmkit.toyland.tasks import task
 
 NB = ROOT/"nbs/reason/programs.ipynb"
@@ -26,14 +28,21 @@ def test_what_is_allowed_is_what_python_computes():
     for _ in range(400):
         names = []
         lines = []
-        for name in "abc": lines.append(f"{name} = {drawn(rng, rng.randint(0, 3), names)}"); names.append(name)
+        for name in "abc":
+            lines.append(f"{name} = {drawn(rng, rng.randint(0, 3), names)}")
+            names.append(name)
         program = rng.choice([" ; ", "\n"]).join(lines)
         if len(program) > 600: continue
-        try: theirs = {}; exec(program, {}, theirs); theirs = theirs["c"]
+        try:
+            theirs = {}
+            exec(program, {}, theirs)
+            theirs = theirs["c"]
         except ZeroDivisionError: theirs = None
         try: ours = run(program)
         except KitError: ours = None
-        if theirs is not None and abs(theirs) <= LARGEST and "e" not in f"{theirs}": assert ours == theirs, program; ran += 1
+        if theirs is not None and abs(theirs) <= LARGEST and "e" not in f"{theirs}":
+            assert ours == theirs, program
+            ran += 1
         if theirs is None: assert ours is None
     assert ran > 200
 
@@ -42,7 +51,8 @@ def test_the_label_of_a_word_problem_and_its_two_solutions_have_the_same_value()
         for r in task("word_problems", "train", 60, seed=digits, digits=digits, steps=4):
             steps = steps_of(r["label"])
             program, why = as_program("nuts", *steps), as_rationale("nuts", *steps)
-            assert as_text(run(program)) == why.rpartition("answer : ")[2] == r["answer"] and arithmetic(r["label"]) == run(program)
+            assert as_text(run(program)) == why.rpartition("answer : ")[2] == r["answer"]
+            assert arithmetic(r["label"]) == run(program)
             assert as_text(run(recomputed(why))) == r["answer"]
 
 def test_recomputing_mends_sums_and_nothing_else():
@@ -59,23 +69,32 @@ def test_answers_as_text():
 DEEP = 150
 ATTACKS = dict(
     imports=["import os", "from os import system", "__import__('os').system('true')", "import os as max"],
-    dunders=["().__class__", "(1).__class__.__base__.__subclasses__()", "a = 1 ; a.__class__", "__builtins__", "__name__", "abs.__self__", "''.__class__",
-             "a = 1 ; a.real", "__import__"],
-    calls=["print(1)", "eval('1')", "exec('a=1')", "open('/etc/passwd')", "compile('1','','eval')", "getattr(1, 'real')", "globals()", "vars()", "input()",
-           "(lambda: 1)()", "abs(abs)", "min(*[1, 2])", "min(1, 2, key=abs)", "max(**{})", "abs(-1)(2)", "round(1, -10**9)", "sum([1])", "pow(9, 9**9)",
-           "int('9'*99)", "range(10**9)", "min()", "abs()", "abs(1, 2)", "min(1)", "a = abs"],
-    powers=["9**9**9", "10**10**10", "2**1000", "(10**15)**50*1.5", "9.9**9.9**9.9", "2**-51", "(-8)**.5", "0**-1", "1e308*1e308", "1e999", "-1e999", "1e999-1e999",
-            "a = 10**15 ; a*a", "9"*500, "10**16", "1<<10**9", "1 << 70", "~1", "10**15 + 1"],
-    texts=["'a'*10**9", "x = 'a'", "b'a'", "'a' 'b'", "'%99999999d' % 1", "f'{1}'", "f'{1:>999999999}'", "f'{().__class__}'", "'{}'.format(1)", "...", "None",
-           "True", "False", "1j", "x = '1' ; x*9"],
-    collections=["[1]*10**9", "[0]", "(1, 2)", "{1}", "{1: 2}", "[i for i in range(10**9)]", "sum(i for i in (1,))", "{i for i in [1]}", "{i: i for i in [1]}",
-                 "[[j for j in range(10**6)] for i in range(10**6)]", "a = 1 ; a[0]", "a = 1 ; a[0] = 2", "a, b = 1, 2", "a = *1,", "*a, b = 1, 2"],
-    loops=["while True: pass", "while 1: x = 1", "for i in range(10**12): i", "def f(): return f()\nf()", "def f(): f()", "class A: pass", "async def f(): pass",
-           "f = lambda: 1", "lambda: 1", "yield 1", "return 1", "await 1", "if 1: 2", "1 if 1 else 2", "1 and 2", "not 1", "1 < 2", "try: 1\nexcept: 2",
-           "with 1: 2", "raise 1", "assert 0", "global a", "del a", "pass", "a: int = 1", "a += 1", "a = 1 ; a += 10**16", "(a := 1)", "match 1:\n case 1: 2", "break"],
-    shadows=["abs = 5", "min = max", "max = 3 ; max(1, 2)", "a = min = 4", "a.b = 1", "a = b = c.d = 1", "undefined", "a = a", "_"],
-    depth=["("*DEEP*2 + "1" + ")"*DEEP*2, "["*DEEP + "]"*DEEP, "abs("*140 + "x" + ")"*140, "-"*590 + "x", "1+"*299 + "y", "a."*199 + "b", "1 "*300, "not "*100 + "1"],
-    parsing=["", " ", "#", "1 +", ")", "a =", "\0", "1\0", "\ud800", "a = 1 ; ; b = 2", "\\", "'", '"""', "٣٣٣ +", "x"*601, "1;"*301, "0777", "1_", "😀", "$", "# coding: x\nimport os"])
+    dunders=["().__class__", "(1).__class__.__base__.__subclasses__()", "a = 1 ; a.__class__", "__builtins__",
+        "__name__", "abs.__self__", "''.__class__", "a = 1 ; a.real", "__import__"],
+    calls=["print(1)", "eval('1')", "exec('a=1')", "open('/etc/passwd')", "compile('1','','eval')",
+        "getattr(1, 'real')", "globals()", "vars()", "input()", "(lambda: 1)()", "abs(abs)", "min(*[1, 2])",
+        "min(1, 2, key=abs)", "max(**{})", "abs(-1)(2)", "round(1, -10**9)", "sum([1])", "pow(9, 9**9)", "int('9'*99)",
+        "range(10**9)", "min()", "abs()", "abs(1, 2)", "min(1)", "a = abs"],
+    powers=["9**9**9", "10**10**10", "2**1000",
+        "(10**15)**50*1.5", "9.9**9.9**9.9", "2**-51", "(-8)**.5", "0**-1", "1e308*1e308", "1e999", "-1e999",
+        "1e999-1e999", "a = 10**15 ; a*a", "9"*500, "10**16", "1<<10**9", "1 << 70", "~1", "10**15 + 1"],
+    texts=["'a'*10**9", "x = 'a'", "b'a'", "'a' 'b'", "'%99999999d' % 1", "f'{1}'", "f'{1:>999999999}'",
+        "f'{().__class__}'", "'{}'.format(1)", "...", "None", "True", "False", "1j", "x = '1' ; x*9"],
+    collections=["[1]*10**9", "[0]", "(1, 2)", "{1}", "{1: 2}", "[i for i in range(10**9)]", "sum(i for i in (1,))",
+        "{i for i in [1]}", "{i: i for i in [1]}", "[[j for j in range(10**6)] for i in range(10**6)]", "a = 1 ; a[0]",
+        "a = 1 ; a[0] = 2", "a, b = 1, 2", "a = *1,", "*a, b = 1, 2"],
+    loops=["while True: pass", "while 1: x = 1",
+        "for i in range(10**12): i", "def f(): return f()\nf()", "def f(): f()", "class A: pass", "async def f(): pass",
+        "f = lambda: 1", "lambda: 1", "yield 1", "return 1", "await 1", "if 1: 2", "1 if 1 else 2", "1 and 2", "not 1",
+        "1 < 2", "try: 1\nexcept: 2", "with 1: 2", "raise 1", "assert 0", "global a", "del a", "pass", "a: int = 1",
+        "a += 1", "a = 1 ; a += 10**16", "(a := 1)", "match 1:\n case 1: 2", "break"],
+    shadows=["abs = 5", "min = max", "max = 3 ; max(1, 2)", "a = min = 4", "a.b = 1", "a = b = c.d = 1", "undefined",
+        "a = a", "_"],
+    depth=["("*DEEP*2 + "1" + ")"*DEEP*2, "["*DEEP + "]"*DEEP, "abs("*140 + "x" + ")"*140,
+        "-"*590 + "x", "1+"*299 + "y", "a."*199 + "b", "1 "*300, "not "*100 + "1"],
+    parsing=["", " ", "#", "1 +", ")",
+        "a =", "\0", "1\0", "\ud800", "a = 1 ; ; b = 2", "\\", "'", '"""', "٣٣٣ +", "x"*601, "1;"*301, "0777", "1_",
+        "😀", "$", "# coding: x\nimport os"])
 
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_attacks_are_refused_in_one_line_and_at_once(kind):
@@ -90,11 +109,14 @@ def test_no_kind_of_node_gets_through_that_is_not_arithmetic():
     kinds = [k for k in vars(ast).values() if isinstance(k, type) and issubclass(k, ast.expr) and k is not ast.expr]
     assert len(kinds) > 20
     for kind in kinds:
-        if kind in (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.Call) or issubclass(kind, ast.Constant): continue
+        if kind in (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.Call) or issubclass(kind, ast.Constant):
+            continue
         with pytest.raises(KitError, match="is not allowed"): value(kind(), {})
-    for op in [k for k in vars(ast).values() if isinstance(k, type) and issubclass(k, ast.operator) and k is not ast.operator]:
+    for op in [k for k in vars(ast).values() if isinstance(k, type) and issubclass(k, ast.operator)
+            and k is not ast.operator]:
         node = ast.BinOp(ast.Constant(6), op(), ast.Constant(2))
-        if op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow): assert type(value(node, {})) in (int, float)
+        if op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow):
+            assert type(value(node, {})) in (int, float)
         else:
             with pytest.raises(KitError): value(node, {})
 
@@ -116,13 +138,17 @@ def test_programs_apart_are_programs_here():
 
 def test_the_process_holds_where_the_interpreter_does_not(tmp_path):
     "Here Python's own eval stands in for an interpreter with a hole."
-    bombs = ["1 + 1", "9**9**9**9", "len(' '*10**10)", "[0]*10**9", "__import__('os')._exit(3)", "__import__('os').kill(__import__('os').getpid(), 9)",
-             "(lambda f: f(f))(lambda f: f(f))", "print('7')", "open(FILE, 'w').write('x'*10)".replace("FILE", repr(str(tmp_path/"written"))), "[x for x in iter(int, 1)]", "2 + 2"]
-    assert apart(bombs, seconds=.7, run="builtins:eval") == [2] + [None]*7 + [10, None, 4]  # 10: it was told so, and nothing was written
+    bombs = ["1 + 1", "9**9**9**9", "len(' '*10**10)", "[0]*10**9", "__import__('os')._exit(3)",
+        "__import__('os').kill(__import__('os').getpid(), 9)", "(lambda f: f(f))(lambda f: f(f))", "print('7')",
+        "open(FILE, 'w').write('x'*10)".replace("FILE", repr(str(tmp_path/"written"))),
+        "[x for x in iter(int, 1)]", "2 + 2"]
+    # 10: it was told so, and nothing was written
+    assert apart(bombs, seconds=.7, run="builtins:eval") == [2] + [None]*7 + [10, None, 4]
     assert (tmp_path/"written").stat().st_size == 0
 
 def test_what_a_program_prints_is_no_answer():
-    assert apart(["print(99)", "__import__('sys').stdout.write('99\\n')", "5"], run="builtins:eval") == [None, 3, 5]  # write gives its length
+    # write gives its length
+    assert apart(["print(99)", "__import__('sys').stdout.write('99\\n')", "5"], run="builtins:eval") == [None, 3, 5]
 
 def test_a_process_that_can_not_start_is_said():
     with pytest.raises(KitError, match="does not start"): apart(["1"], run="no_such_module:run")
@@ -130,32 +156,37 @@ def test_a_process_that_can_not_start_is_said():
 # ---- the notebook
 
 CLAIMS = {"programs-beat-rationales", "programs-are-better-lessons", "the-gap-grows-with-the-numbers"}
-notebook = partial(executed, NB)
+notebook = partial(ran, NB)
 
 def tiny_t5(folder):
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
     from slmkit.toyland.tokenizer import build_tokenizer
-    tok = build_tokenizer(); tok.save_pretrained(folder); torch.manual_seed(0)
-    T5ForConditionalGeneration(T5Config(vocab_size=len(tok), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
-        pad_token_id=0, eos_token_id=1)).save_pretrained(folder)
+    tok = build_tokenizer()
+    tok.save_pretrained(folder)
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(vocab_size=len(tok), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)).save_pretrained(folder)
     return str(folder)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
-    mine.write_text("\n".join(json.dumps(dict(input=f"tom has {i} nuts . he buys 3 . how many ?", label=str(i + 3), program=f"n = {i} + 3",
-        rationale=f"nuts start at {i} . {i} + 3 is {i + 3} . answer : {i + 3}")) for i in range(120)))
-    found = notebook(tmp_path, monkeypatch, profile="gpu", model=tiny_t5(tmp_path/"t5"), data=str(mine), steps=2)
+    mine.write_text("\n".join(json.dumps(dict(input=f"tom has {i} nuts . he buys 3 . how many ?", label=str(i + 3),
+            program=f"n = {i} + 3", rationale=f"nuts start at {i} . {i} + 3 is {i + 3} . answer : {i + 3}"))
+            for i in range(120)))
+    found = notebook(tmp_path, torch_pool, profile="gpu", model=tiny_t5(tmp_path/"t5"), data=str(mine), steps=2)
     assert set(found) == CLAIMS - {"the-gap-grows-with-the-numbers"} | {"verified-programs-are-better"}
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
-def test_a_file_without_programs_is_told_so(tmp_path, monkeypatch):
+def test_a_file_without_programs_is_told_so(tmp_path, torch_pool):
     (tmp_path/"mine.jsonl").write_text("\n".join(json.dumps(dict(input=f"{i} ?", label="1")) for i in range(60)))
-    with pytest.raises(papermill.PapermillExecutionError, match="has no column program and no column rationale"):
-        notebook(tmp_path, monkeypatch, profile="smoke", data=str(tmp_path/"mine.jsonl"))
+    with pytest.raises(Failed, match="has no column program and no column rationale"):
+        notebook(tmp_path, torch_pool, profile="smoke", data=str(tmp_path/"mine.jsonl"))
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (notebook(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (notebook(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS
 
 def test_figure_needs_no_run():
@@ -163,6 +194,7 @@ def test_figure_needs_no_run():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     arms = {f"{w}_{d}": .5 for w in ("program", "rationale", "answer", "rationale, recomputed") for d in (1, 2, 3, 4)}
-    fig, ax = plt.subplots(); sizes_figure([dict(arms=arms)]*2, ax)
+    fig, ax = plt.subplots()
+    sizes_figure([dict(arms=arms)]*2, ax)
     assert len(ax.lines) == 4 and list(ax.get_xticks()) == [1, 2, 3, 4]
     plt.close(fig)

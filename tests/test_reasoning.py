@@ -1,4 +1,5 @@
-"Reasoning tasks: every label recomputed from the text alone; knobs, splits, vocabulary; and the documents that go before."
+"""Reasoning tasks: every label recomputed from the text alone; knobs, splits, vocabulary; and the documents that go
+before."""
 import ast, random, re
 import pytest
 from slmkit.toyland.documents import patterns as pattern_documents
@@ -20,9 +21,9 @@ def both(name, n=250): return drawn(name, n) + drawn(name, n, **HARD[name])
 
 # ---- a limited evaluator: our own programs, but read as a stranger's would be
 
-ALLOWED = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Call,
-           ast.Name, ast.Load, ast.Store, ast.Constant, ast.Subscript, ast.Slice, ast.ListComp, ast.comprehension, ast.Compare,
-           ast.Gt, ast.Lt, ast.Eq, ast.List, ast.Div)
+ALLOWED = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod,
+    ast.Call, ast.Name, ast.Load, ast.Store, ast.Constant, ast.Subscript, ast.Slice, ast.ListComp, ast.comprehension,
+    ast.Compare, ast.Gt, ast.Lt, ast.Eq, ast.List, ast.Div)
 FUNCTIONS = dict(sorted=sorted, sum=sum, len=len, max=max, min=min)
 def run(program, **values):
     "The value of an expression of allowed nodes, names and functions only."
@@ -49,7 +50,9 @@ def from_arithmetic(row):
             case "add": value += m
             case "take away": value -= m
             case "times": value *= m
-            case "divide by": assert value % m == 0; value //= m
+            case "divide by":
+                assert value % m == 0
+                value //= m
         seen.append(value)
     assert all(0 <= v <= 999 for v in seen) and len(seen) == row["difficulty"] + 1
     steps = re.findall(r"(\d+) (.) (\d+) gives (\d+) \.", row["rationale"])
@@ -57,11 +60,13 @@ def from_arithmetic(row):
     assert run(row["program"]) == value
     return str(value)
 
-NEUTRAL = {word: g for g, pair in dict(parent=("mother", "father"), child=("daughter", "son"), sibling=("sister", "brother"),
-    grandparent=("grandmother", "grandfather"), grandchild=("granddaughter", "grandson"), uncle=("aunt", "uncle"),
-    nephew=("niece", "nephew"), cousin=("cousin", "cousin")).items() for word in pair}
+NEUTRAL = {word: g for g, pair in dict(parent=("mother", "father"), child=("daughter", "son"),
+        sibling=("sister", "brother"), grandparent=("grandmother", "grandfather"),
+        grandchild=("granddaughter", "grandson"), uncle=("aunt", "uncle"), nephew=("niece", "nephew"),
+        cousin=("cousin", "cousin")).items() for word in pair}
 COMPOSED = {}  # English, written down by hand: of my (first), the (second) is my (third)
-for line in """parent parent grandparent|parent sibling uncle|parent child sibling|child child grandchild|child sibling child
+for line in """parent parent grandparent
+parent sibling uncle|parent child sibling|child child grandchild|child sibling child
 sibling parent parent|sibling child nephew|sibling sibling sibling|grandparent parent great grandparent
 grandparent sibling great uncle|grandchild child great grandchild|grandchild sibling grandchild|uncle child cousin
 uncle sibling uncle|uncle parent grandparent|nephew sibling nephew|nephew child great nephew|cousin sibling cousin
@@ -70,7 +75,9 @@ great-uncle parent great grandparent|great-grandchild sibling great grandchild
 great-grandchild child great great grandchild|great-nephew sibling great nephew""".replace("\n", "|").split("|"):
     first, second, *third = line.split()
     COMPOSED[first.replace("-", " "), second] = " ".join(third)
-def neutral(words): *great, word = words.split(); return " ".join([*great, NEUTRAL[word]])
+def neutral(words):
+    *great, word = words.split()
+    return " ".join([*great, NEUTRAL[word]])
 
 def from_kinship(row):
     told = re.findall(r"(\w+) is the (\w+) of (\w+) \.", row["input"])
@@ -111,7 +118,8 @@ def from_ordering(row):
 def from_multi_hop(row):
     facts = {(p, tie): v for p, v, tie in re.findall(r"(\w+) has (\w+) as (\w+) \.", row["context"])}
     assert len(facts) == row["context"].count(".")  # nothing said twice or against another
-    *ties, who = row["question"].removeprefix("what is the ").removesuffix(" ?").replace(" of the ", " of ").split(" of ")
+    asked = row["question"].removeprefix("what is the ").removesuffix(" ?")
+    *ties, who = asked.replace(" of the ", " of ").split(" of ")
     used = []
     for tie in reversed(ties):
         used.append(f"{who} has {facts[who, tie]} as {tie} .")
@@ -141,27 +149,37 @@ class Words:
     def __init__(self, text, n, m, x): self.w, self.n, self.m, self.x = text.split(), n, m, x
     def take(self, phrase):
         k = len(phrase.split())
-        if self.w[:k] == phrase.split(): self.w = self.w[k:]; return True
-    def two(self): a = self.value(); assert self.take("and"); return a, self.value()
+        if self.w[:k] == phrase.split():
+            self.w = self.w[k:]
+            return True
+    def two(self):
+        a = self.value()
+        assert self.take("and")
+        return a, self.value()
     def value(self):
         x = self.x
-        for phrase, v in {"the sum of x": sum(x), "the largest of x": max(x), "the smallest of x": min(x), "the first of x": x[0],
-                          "the last of x": x[-1], "how many are in x": len(x)}.items():
+        for phrase, v in {"the sum of x": sum(x), "the largest of x": max(x), "the smallest of x": min(x),
+                "the first of x": x[0], "the last of x": x[-1], "how many are in x": len(x)}.items():
             if self.take(phrase): return v
-        for phrase, f in {"the sum of": lambda a, b: a + b, "the difference of": lambda a, b: a - b, "the product of": lambda a, b: a*b,
-                          "the larger of": max, "the smaller of": min}.items():
+        for phrase, f in {"the sum of": lambda a, b: a + b, "the difference of": lambda a, b: a - b,
+                "the product of": lambda a, b: a*b, "the larger of": max, "the smaller of": min}.items():
             if self.take(phrase): return f(*self.two())
         for phrase, f in {"twice": lambda a: 2*a, "half of": lambda a: a//2, "the square of": lambda a: a*a}.items():
             if self.take(phrase): return f(self.value())
-        if self.take("the remainder of"): a = self.value(); assert self.take("over 10"); return a % 10
+        if self.take("the remainder of"):
+            a = self.value()
+            assert self.take("over 10")
+            return a % 10
         word = self.w.pop(0)
         return {"n": self.n, "m": self.m}[word] if word in "nm" else int(word)
     def result(self):
         for phrase, f in {"x in reverse": lambda x: x[::-1], "x sorted": sorted}.items():
             if self.take(phrase): return f(self.x)
         for phrase, f in {"each of x plus": lambda v, a: [v + a], "each of x times": lambda v, a: [v*a],
-                          "all of x above": lambda v, a: [v]*(v > a), "all of x below": lambda v, a: [v]*(v < a)}.items():
-            if self.take(phrase): a = self.value(); return [w for v in self.x for w in f(v, a)]
+                "all of x above": lambda v, a: [v]*(v > a), "all of x below": lambda v, a: [v]*(v < a)}.items():
+            if self.take(phrase):
+                a = self.value()
+                return [w for v in self.x for w in f(v, a)]
         return self.value()
 
 def from_programs(row):
@@ -197,7 +215,8 @@ def test_rows_are_whole_and_in_the_vocabulary(name):
     for column in ("input", "label", "rationale"):
         words = {w for r in rows for w in r[column].split()}
         assert not {w for w in words if w.isalpha()} - known and "" not in words
-    if "choices" in kinds[0]: assert all(r["label"] in r["choices"] and len(set(r["choices"])) == len(r["choices"]) for r in rows)
+    if "choices" in kinds[0]:
+        assert all(r["label"] in r["choices"] and len(set(r["choices"])) == len(r["choices"]) for r in rows)
     assert max(size(r["input"]) for r in drawn(name)) <= 85
 
 @pytest.mark.parametrize("name", NAMES)
@@ -214,7 +233,8 @@ def test_no_answer_is_right_by_its_frequency(name):
 # ---- knobs
 
 def test_steps_of_all_kinds_go_up_to_what_is_asked_for():
-    for name, knob, most in (("arithmetic", "steps", 4), ("kinship", "steps", 4), ("tracking", "moves", 6), ("multi_hop", "hops", 3)):
+    for name, knob, most in (("arithmetic", "steps", 4), ("kinship", "steps", 4), ("tracking", "moves", 6),
+            ("multi_hop", "hops", 3)):
         assert {r["difficulty"] for r in drawn(name, **{knob: most})} == set(range(1, most + 1))
         assert {r["difficulty"] for r in drawn(name, 50, **{knob: 1})} == {1}
     assert {r["difficulty"] for r in drawn("ordering", size=6)} == {3, 4, 5, 6}
@@ -249,7 +269,8 @@ def test_facts_are_drawn_anew_so_memory_does_not_help():
 
 def test_the_place_of_the_asked_pair():
     for place, i in ((0., 0), (.5, 5), (1., 10)):
-        for r in drawn("recall", 20, pairs=11, place=place): assert r["input"].split(" . ")[0].split(" ; ")[i] == r["evidence"]
+        for r in drawn("recall", 20, pairs=11, place=place):
+            assert r["input"].split(" . ")[0].split(" ; ")[i] == r["evidence"]
     assert all(r["label"].isalpha() for r in drawn("recall", 50, values="words"))
     assert max(size(r["input"]) for r in drawn("recall", 20, pairs=60, digits=3)) > 300
 
@@ -267,16 +288,21 @@ def test_examples_settle_the_answer_of_a_list_function():
         answers = {list_text(f(query[0])) for *_, f in list_family() if all(f(x) == y for x, y in shots)}
         assert answers == {row["label"]}
 
-@pytest.mark.parametrize("name, knobs, words", [("recall", dict(pairs=61), "1 to 60"), ("tracking", dict(form="swop"), "swap, carry"),
-                                                ("list_functions", dict(part="new"), "all, seen or unseen")])
+@pytest.mark.parametrize("name, knobs, words", [
+    ("recall", dict(pairs=61), "1 to 60"),
+    ("tracking", dict(form="swop"), "swap, carry"),
+    ("list_functions", dict(part="new"), "all, seen or unseen")])
 def test_wrong_knobs_are_told_in_one_line(name, knobs, words):
     with pytest.raises(KitError, match=words) as e: task(name, n=1, **knobs)
     assert "\n" not in str(e.value)
 
 # ---- the documents that go before
 
-OURS = {n: f for n, (f, _) in KINDS.items() if f.__module__ in (reasoning_documents.__name__, pattern_documents.__name__)}
-def read(name, n=200): rng = random.Random(name); return [OURS[name](rng) for _ in range(n)]
+OURS = {n: f for n, (f, _) in KINDS.items() if f.__module__ in (reasoning_documents.__name__,
+        pattern_documents.__name__)}
+def read(name, n=200):
+    rng = random.Random(name)
+    return [OURS[name](rng) for _ in range(n)]
 
 @pytest.fixture(scope="module")
 def docs(): return [d for name in OURS for d in read(name)]
@@ -285,7 +311,9 @@ def test_documents_are_short_varied_and_in_the_vocabulary(docs):
     assert len(OURS) > 30 and max(map(size, docs)) <= 110
     assert sum(size(d) > 70 for d in docs) < .01*len(docs)  # long ones are rare: a text of 72 tokens must hold most
     assert not {w for d in docs for w in d.split() if w.isalpha()} - {*vocabulary(), *CODE}
-    for name in OURS: assert len(set(read(name, 100))) > (20 if name in ("family_words", "days") else 60), name  # two kinds are finite
+    for name in OURS:
+        # two kinds are finite
+        assert len(set(read(name, 100))) > (20 if name in ("family_words", "days") else 60), name
 
 def test_no_document_shares_eight_tokens_with_a_task(docs):
     rows = [r for name in NAMES for r in both(name, 300)]
@@ -301,7 +329,8 @@ def test_every_equation_in_the_documents_is_true():
     assert len(found) > 1000 and {e[1] for e in found} == set("+-*/")
 
 def test_one_digit_facts_are_frequent():
-    ones = [e for name in ("small_facts", "running_sums", "by_tens_and_ones") for d in read(name) for e in EQUATION.findall(d)]
+    ones = [e for name in ("small_facts", "running_sums", "by_tens_and_ones") for d in read(name)
+        for e in EQUATION.findall(d)]
     assert sum(len(x) == len(y) == 1 for x, _, y, _ in ones) > .3*len(ones)
 
 def test_values_of_list_code_are_right():
@@ -316,7 +345,9 @@ def test_carried_things_are_where_they_were_last_brought():
     for d in read("carried_things", 500):
         places = [w for w in d.split() if w in PLACES]
         things = {w for w in d.split() if w in pattern_documents.THINGS}
-        if len(things) == 1: checked += 1; assert places[-1] == places[-2], d
+        if len(things) == 1:
+            checked += 1
+            assert places[-1] == places[-2], d
     assert checked > 100
 
 def test_repeats_can_be_predicted_from_what_stands_before():

@@ -25,7 +25,7 @@ SLOW = '#| slow\nmore.record(seed, rows=["r"], a=.9)'
 def project(tmp_path, monkeypatch):
     "project(*cells) makes a project whose flagship has these cells, and goes there."
     def make(*cells):
-        (tmp_path/"settings.ini").write_text("[slmkit]\n")
+        (tmp_path/"settings.ini").write_text("[slmkit]\nstart = step_by_step\n")
         write_notebook(tmp_path/"nbs/distill/step_by_step.ipynb", CLAIM, *cells)
         monkeypatch.chdir(tmp_path); return tmp_path
     return make
@@ -44,7 +44,7 @@ def one_line(capfd, *argv):
 
 def test_at_least_three_seeds_the_report_and_the_ledger_beside_it(project, capfd):
     root = project(RECORD, SLOW)
-    code, out, err = said(capfd, "start", "--budget", "1s", "-j", 1)
+    code, out, err = said(capfd, "start", "--budget", "0.1s", "-j", 1)
     assert code == 0, err
     records, _ = reading(root/"runs/start")
     assert sorted(r["seed"] for r in records) == [0, 1, 2] and all(r["status"] == "ok" for r in records)
@@ -64,11 +64,17 @@ def test_build_seeds_only_as_far_as_the_budget_reaches_and_none_twice(project):
 
 def test_failed_seeds_are_told_and_the_exit_code_says_so(project, capfd):
     project('if seed == 1: raise ValueError("no luck")', RECORD)
-    code, out, err = said(capfd, "start", "--budget", "1s")
+    code, out, err = said(capfd, "start", "--budget", "0.1s")
     assert code == 1 and "no luck" in err and re.search(r"this machine +0\.11 \[", out)
 
-def test_how_many_seeds_fit():
-    assert s.affordable(100, 2, 480) == 8 and s.affordable(100, 1, 480) == 4 and s.affordable(100, 4, -5) == 0
+def test_settings_say_what_is_run(project, capfd):
+    root = project(RECORD)
+    write_notebook(root/"nbs/adapt/other.ipynb", CLAIM, RECORD)
+    (root/"settings.ini").write_text("[slmkit]\nstart = other\n")
+    code, out, err = said(capfd, "start", "--budget", "0.1s")
+    assert code == 0 and "adapt/other at profile cpu" in out and "run other " in out
+    (root/"settings.ini").write_text("[slmkit]\n")
+    assert "write `start = NAME`" in one_line(capfd, "start")
 
 @pytest.mark.parametrize("argv, words", [(["--budget", "soon"], "write 8m"), (["--model", "/nowhere"], "no such folder"), (["--out", "file/x"], "--out")])
 def test_bad_options(project, capfd, argv, words):

@@ -1,16 +1,19 @@
 "Regeneration changes nothing, a new technique keeps the contract, and what a check says is clear. Works on copies."
-import ast, json, os, re, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-from slmkit.project import sync as kit
 from slmkit.core.settings import KitError
+from slmkit.files import write
+from slmkit.project import check, sync
+from slmkit.project.template import new
+from slmkit.run.notebooks import TECHNIQUES, notebooks, strip_markers
 
 ROOT = Path(__file__).parents[1]
 ENV = dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 PARTS = "nbs", "slmkit", "settings.ini", "pyproject.toml", "_quarto.yml", "README.md"
 
 def sources_of(root):
-    "The files that make the project: what git tracks and new notebooks, without weights."
+    "The files that make a fresh clone: what git tracks and new notebooks, without weights."
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS]
     given = subprocess.run(listing, cwd=root, capture_output=True, text=True).stdout.split("\0")
     found = [f for f in given if f and not f.startswith("slmkit/zoo/")]
@@ -28,7 +31,7 @@ def copy_project(root, to):
 def python(root, code):
     "Output of Python code that stands in a project and imports its slmkit."
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
-                          env=os.environ | ENV | dict(PYTHONPATH=str(root)))
+                          env=os.environ | ENV | dict(PYTHONPATH=f"{root}{os.pathsep}{ROOT}"))
     assert done.returncode in (0, 1, 2), done.stderr
     return done.stdout + done.stderr
 
@@ -36,6 +39,8 @@ def slmkit(root, *words): return python(root, f"from slmkit.cli.main import main
 def state(root):
     "Every file of a project and what is in it."
     return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+
+MADE = "slmkit/_modidx.py", "nbs/sidebar.yml"  # what git ignores and sync makes
 
 @pytest.fixture(scope="module")
 def synced(tmp_path_factory):
@@ -50,12 +55,26 @@ def fresh(synced, tmp_path): return Path(shutil.copytree(synced[0], tmp_path/"pr
 # ---- sync
 
 def test_regenerating_changes_no_committed_file(synced):
-    "What CI asks of every commit: run slmkit sync before committing."
+    "What CI asks of every commit: run slmkit sync before committing. A fresh clone lacks only what git ignores."
     root, before, said = synced
     after = state(root)
-    changed = sorted(str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
-    assert not changed, f"run slmkit sync and commit: {changed}"
-    assert "everything is up to date" in said
+    changed = sorted(p.as_posix() for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    assert changed == sorted(MADE), f"run slmkit sync and commit: {changed}"
+    assert sorted(said.splitlines()) == sorted(f"wrote {p}" for p in MADE)
+
+def test_git_ignores_what_is_made():
+    if not sources_of(ROOT): pytest.skip("not a git checkout")
+    ignored = subprocess.run(["git", "check-ignore", *MADE], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(["git", "ls-files", *MADE], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert ignored == list(MADE) and tracked == []
+
+def test_a_fresh_clone_works_before_sync(tmp_path):
+    "Neither the command line nor nbdev's lookup of names needs the files that git ignores."
+    root = copy_project(ROOT, tmp_path/"project")
+    assert not any((root/p).exists() for p in MADE)
+    assert "Regenerate" in slmkit(root, "sync", "--help")
+    code = "from nbdev.doclinks import NbdevLookup; print(NbdevLookup().linkify('`read_text` and words'))"
+    assert "and words" in python(root, code)
 
 def test_syncing_twice_changes_nothing(fresh):
     before = state(fresh)
@@ -64,7 +83,7 @@ def test_syncing_twice_changes_nothing(fresh):
 def test_the_sidebar_lists_every_notebook_once(synced):
     root = synced[0]
     listed = re.findall(r"- (\S+\.ipynb)", (root/"nbs/sidebar.yml").read_text())
-    assert sorted(listed) == sorted(p.relative_to(root/"nbs").as_posix() for p in kit.notebooks(root))
+    assert sorted(listed) == sorted(p.relative_to(root/"nbs").as_posix() for p in notebooks(root))
     import yaml
     assert yaml.safe_load((root/"nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]
 
@@ -79,7 +98,7 @@ def test_no_exported_module_holds_a_mark_of_labs(synced):
         assert not re.search(r"^[ \t]*(### (BEGIN|END) SOLUTION|#\| (exercise|hint))", p.read_text(), re.M), p
 
 def test_sync_outside_a_project_is_told_in_one_line(tmp_path):
-    said = slmkit(tmp_path, "sync")  # the installed slmkit: there is none in this folder
+    said = slmkit(tmp_path, "sync")  # this checkout's slmkit: there is none in that folder
     assert said.count("\n") == 1 and "no slmkit project here" in said
 
 def test_markers_are_stripped_and_the_solution_stays():
@@ -87,10 +106,10 @@ def test_markers_are_stripped_and_the_solution_stays():
     source = ("#| export\n#| exercise: points=2\n#| hint: look\ndef f():\n    ### BEGIN SOLUTION\n"
               "    x = '### BEGIN'\n    ### END SOLUTION (mine)\n    return x")
     cell = SimpleNamespace(cell_type="code", source=source)
-    kit.strip_markers(cell)
+    strip_markers(cell)
     assert cell.source == "#| export\ndef f():\n    x = '### BEGIN'\n    return x"
     words = SimpleNamespace(cell_type="markdown", source=source)
-    kit.strip_markers(words)
+    strip_markers(words)
     assert words.source == source
 
 # ---- tags survive cleaning
@@ -108,7 +127,7 @@ def metadata(path): return json.loads(path.read_text())["cells"][0]["metadata"]
 
 def test_the_parameters_tag_survives_our_clean(tmp_path):
     path = messy(tmp_path/"a.ipynb")
-    assert kit.clean(path) == path and kit.clean(path) is None
+    assert sync.clean(path) == path and sync.clean(path) is None
     cell = json.loads(path.read_text())["cells"][0]
     assert cell["metadata"] == dict(tags=["parameters"]) and cell["outputs"] == [] and cell["execution_count"] is None
 
@@ -126,10 +145,8 @@ def test_the_parameters_tag_survives_nbdev_clean(fresh):
 # ---- new
 
 def test_a_new_technique_keeps_the_contract_and_runs(fresh):
-    last = max(int(p.name[:2]) for p in (fresh/"nbs/distill").glob("*.ipynb"))
-    said = slmkit(fresh, "new", "distill/my_idea")
-    path = next((fresh/"nbs/distill").glob("*_my_idea.ipynb"))
-    assert f"wrote nbs/distill/{path.name}" in said and int(path.name[:2]) == last + 1
+    path = fresh/"nbs/distill/my_idea.ipynb"
+    assert "wrote nbs/distill/my_idea.ipynb" in slmkit(fresh, "new", "distill/my_idea")
     assert "not made yet: run slmkit sync" in slmkit(fresh, "check")
     first = slmkit(fresh, "sync")
     assert "wrote slmkit/distill/my_idea.py" in first and path.name not in first  # the template is clean as it comes
@@ -162,7 +179,7 @@ def test_a_new_family_becomes_a_package(fresh):
 
 def template(to, name="distill/my_idea"):
     (to/"nbs").mkdir(parents=True, exist_ok=True)
-    return kit.new(name, to)
+    return new(name, to)
 
 def test_the_template_has_wrong_solutions_that_are_wrong(tmp_path):
     import numpy
@@ -194,7 +211,7 @@ def test_new_refuses_to_overwrite(tmp_path):
     path = template(tmp_path)
     text = path.read_text()
     with pytest.raises(KitError, match="exists already"): template(tmp_path)
-    assert path.read_text() == text and template(tmp_path, "distill/other").name == "02_other.ipynb"
+    assert path.read_text() == text and template(tmp_path, "distill/other").name == "other.ipynb"
 
 # ---- check
 
@@ -204,7 +221,7 @@ def broken(tmp_path, change):
     nb = json.loads(path.read_text())
     for c in nb["cells"]: c["source"] = change("".join(c["source"])).splitlines(True)
     path.write_text(json.dumps(nb))
-    return kit.notebook_problems(path)
+    return check.notebook_problems(path)
 
 @pytest.mark.parametrize("old, new, line", [
     ("settings(profile", "dict(profile", "no profile table"),
@@ -238,7 +255,7 @@ def test_check_finds_a_claim_after_its_experiment(tmp_path):
     i, j = at("= claim("), at(".record(")
     nb["cells"][i], nb["cells"][j] = nb["cells"][j], nb["cells"][i]
     path.write_text(json.dumps(nb))
-    assert kit.notebook_problems(path) == ["a result is recorded before the claim is declared: declare it first"]
+    assert check.notebook_problems(path) == ["a result is recorded before the claim is declared: declare it first"]
 
 def test_check_finds_outputs_and_the_missing_tag(tmp_path):
     path = template(tmp_path)
@@ -246,37 +263,35 @@ def test_check_finds_outputs_and_the_missing_tag(tmp_path):
     for c in nb["cells"]: c["metadata"] = {}
     nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text="1")]
     path.write_text(json.dumps(nb))
-    found = kit.notebook_problems(path)
+    found = check.notebook_problems(path)
     assert len(found) == 2 and "outputs are committed" in found[0] and "tagged `parameters`" in found[1]
 
 def test_check_finds_stray_modules(fresh):
-    path = next((fresh/"nbs/distill").glob("01_*.ipynb"))
-    path.rename(path.with_name("01_renamed.ipynb"))
-    found = kit.stray_problems(fresh)
-    assert f"slmkit/distill/{path.stem}.py: its notebook {path.name} is gone: delete this" in found
+    path = fresh/"nbs/distill/step_by_step.ipynb"
+    path.rename(path.with_name("renamed.ipynb"))
+    found = check.stray_problems(fresh)
+    assert "slmkit/distill/step_by_step.py: its notebook step_by_step.ipynb is gone: delete this" in found
     assert "slmkit/distill/renamed.py: not made yet: run slmkit sync" in found
 
 def test_check_finds_a_work_that_the_registry_lacks(fresh):
-    assert kit.work_problems(fresh) == []
-    path = next((fresh/"nbs/distill").glob("01_*.ipynb"))
+    assert check.work_problems(fresh) == []
+    path = fresh/"nbs/distill/step_by_step.ipynb"
     path.write_text(path.read_text().replace("distilling-step-by-step", "distilling-step-by-stap"))
-    found = kit.work_problems(fresh)
+    found = check.work_problems(fresh)
     assert len(found) == 1 and "did you mean 'distilling-step-by-step'" in found[0]
 
 def test_long_modules_are_found(tmp_path):
-    kit.write(tmp_path/"slmkit/distill/long.py", "x = 1\n"*151)
-    kit.write(tmp_path/"slmkit/core/long.py", "x = 1\n"*300 + "# why\n\n'doc'\n")
-    assert kit.module_problems(tmp_path) == ["slmkit/distill/long.py: 151 lines of code (at most 150)"]
+    write(tmp_path/"slmkit/distill/long.py", "x = 1\n"*151)
+    write(tmp_path/"slmkit/core/long.py", "x = 1\n"*300 + "# why\n\n'doc'\n")
+    assert check.module_problems(tmp_path) == ["slmkit/distill/long.py: 151 lines of code (at most 150)"]
+    write(tmp_path/"slmkit/toyland/many.py", "# why\n"*5501)
+    assert "toyland: 5501 lines of Python together (at most 5500)" in check.module_problems(tmp_path)
 
 def test_a_broken_notebook_is_named(tmp_path):
     path = tmp_path/"a.ipynb"
     path.write_text("{")
-    with pytest.raises(KitError, match="a.ipynb is no notebook"): kit.notebook_problems(path)
+    with pytest.raises(KitError, match="a.ipynb is not a notebook"): check.notebook_problems(path)
 
-OURS = "core/00_settings toyland/01_world toyland/02_tasks toyland/03_documents toyland/04_tokenizer kit/00_sync".split()
-@pytest.mark.parametrize("name", OURS)
-def test_budgets(name):
-    assert kit.notebook_problems(ROOT/f"nbs/{name}.ipynb") == []
-    family, _, file = name.partition("/")
-    module = (ROOT/"slmkit"/family/f"{file[3:]}.py").read_text()
-    assert kit.code_lines(module) <= 300 and ast.parse(module)
+PAGES = [p for p in notebooks(ROOT) if p.parent.name not in TECHNIQUES]
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT/"nbs").as_posix())
+def test_no_page_of_the_kit_breaks_the_contract(path): assert check.notebook_problems(path) == []

@@ -3,8 +3,8 @@ import collections, random, re
 import pytest
 from slmkit.toyland.tasks import talk
 from slmkit.toyland.documents.world import KINDS, grams, leaks, size
-from slmkit.toyland.languages import (ACTIONS, LANGUAGES, NOUNS, QUALITIES, Clause, Noun, clause, forms, lexicon, sentence,
-    translate, understand)
+from slmkit.toyland.languages import (ACTIONS, LANGUAGES, NOUNS, QUALITIES, Clause, Noun, clause, forms, lexicon,
+    sentence, translate, understand)
 from slmkit.core.settings import KitError
 from slmkit.toyland.tasks import TASKS, task
 from slmkit.toyland.tasks.talk import DOMAINS, EVERYDAY, INTENTS, KINDS_OF, TAGS, grade
@@ -51,11 +51,13 @@ def test_word_order():
         assert ("object" in lemmas) == (rules["order"] == "SOV")
 
 @pytest.mark.parametrize("changes, english", [
-    ({}, "the cows carry the old box ."), (dict(past=True), "the cows carried the old box ."),
-    (dict(question=True), "do the cows carry the old box ?"), (dict(negative=True), "the cows do not carry the old box ."),
+    ({}, "the cows carry the old box ."),
+    (dict(past=True), "the cows carried the old box ."),
+    (dict(question=True), "do the cows carry the old box ?"),
+    (dict(negative=True), "the cows do not carry the old box ."),
     (dict(negative=True, past=True, question=True, place="oslo"), "did the cows not carry the old box in oslo ?"),
-    (dict(subject=Noun("who"), question=True), "who carries the old box ?"), (dict(verb="sleep", object=None), "the cows sleep ."),
-])
+    (dict(subject=Noun("who"), question=True), "who carries the old box ?"),
+    (dict(verb="sleep", object=None), "the cows sleep ."),])
 def test_english(changes, english):
     said = Clause(Noun("cow", True), "carry", Noun("box", adjectives=("old",)))._replace(**changes)
     assert translate(said, "english") == english and understand(english, "english") == (said,)
@@ -115,7 +117,8 @@ def test_a_request_has_one_intent():
     slot = re.compile(r"\\\{\w\\\}")
     ways = {name: [slot.sub(r"\\w+", re.escape(way)) for way in told.split("|")] for name, told in INTENTS.items()}
     for row in both("intents"):
-        wanted = {name for name, told in ways.items() for way in told if re.search(rf"(^|[,.] ){way}( ,| \.)", row["input"])}
+        wanted = {name for name, told in ways.items()
+            for way in told if re.search(rf"(^|[,.] ){way}( ,| \.)", row["input"])}
         assert wanted == {row["label"]}, row["input"]
         assert row["label"] not in row["input"].split()
 
@@ -126,7 +129,8 @@ def test_tags():
         words, tags = row["input"].split(), row["label"].split()
         assert len(words) == len(tags) and set(tags) <= set(TAGS)
         for i, (w, tag) in enumerate(zip(words, tags)):
-            if w == "will": expected = "other" if words[i + 1] in ("bring", "split") and words[i - 1] != "of" else "person"
+            if w == "will":
+                expected = "other" if words[i + 1] in ("bring", "split") and words[i - 1] != "of" else "person"
             elif w == "split": expected = "place" if words[i - 1] in ("in", "from", "of") else "other"
             else: expected = "number" if w.isdigit() else kinds.get(w, "other")
             if w == "will" and i + 1 < len(words) and words[i + 1] == "will": expected = "person"
@@ -144,7 +148,8 @@ def test_summaries_follow_the_story_and_the_controls():
 
 def test_tutors_reply_to_the_error():
     for row in both("tutoring"):
-        n, sign, m, again, said = re.fullmatch(r"sum : (\d+) ([+-]) (\d+) \. (\w+) try of \w+ : (\d+) \.", row["input"]).groups()
+        n, sign, m, again, said = re.fullmatch(r"sum : (\d+) ([+-]) (\d+) \. (\w+) try of \w+ : (\d+) \.",
+            row["input"]).groups()
         n, m, said = int(n), int(m), int(said)
         right = n + m if sign == "+" else n - m
         wrong = n - m if sign == "+" else n + m
@@ -177,7 +182,8 @@ def test_one_passage_answers_the_query():
             return sum(bool(asked & {s[k], KINDS_OF[s["what"]] if k == "what" else s[k]}) for k in s)
         assert halves(row["positive"]) == 2 and {halves(p) for p in row["negatives"]} == {1}
         shown = re.split(r" ?\[ \d+ \] ", row["input"])[1:]
-        assert shown[int(row["label"]) - 1] == row["positive"] and sorted(shown) == sorted([row["positive"], *row["negatives"]])
+        assert shown[int(row["label"]) - 1] == row["positive"]
+        assert sorted(shown) == sorted([row["positive"], *row["negatives"]])
 
 # ---- knobs
 
@@ -208,7 +214,8 @@ def test_lengths_and_counts():
     assert all(r["label"].count(" and ") == 2 for r in task("summaries", n=50, events=3, length="long"))
     assert {r["mood"] for r in task("summaries", n=50, mood="bad")} == {"bad"}
     assert not any(r["move"] == "praise" for r in task("tutoring", n=100, right=0.))
-    assert all(set(r["query"].split()) & set(KINDS_OF) for r in task("retrieval", n=100, named=1.) if " with " in r["query"])
+    assert all(set(r["query"].split()) & set(KINDS_OF) for r in task("retrieval", n=100, named=1.)
+        if " with " in r["query"])
     assert {r["difficulty"] for r in task("intents", n=100, around=0.)} == {0}
 
 @pytest.mark.parametrize("name, knobs, words", [
@@ -251,7 +258,8 @@ def test_documents_hold_no_task_of_talk():
 
 def test_every_word_of_a_language_is_read():
     rng = random.Random(5)
-    read = {w for name in ("bilingual", "one_language", "word_list") for _ in range(1500) for w in DOCS[name](rng).split()}
+    read = {w for name in ("bilingual", "one_language", "word_list") for _ in range(1500)
+        for w in DOCS[name](rng).split()}
     assert not {w for lang in LANGUAGES for w in forms(lang)} - read
 
 def test_domains_are_rare():

@@ -1,10 +1,11 @@
-"Affine groups against torchao and numpy, packing against numpy's bits, layers, files, the rule for group sizes, bad input, the gpu path."
+"""Affine groups against torchao and numpy, packing against numpy's bits, layers, files, the rule for group sizes,
+bad input, the gpu path."""
 from functools import partial
-import copy, json, math
+import json, math
 import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from conftest import ROOT, executed
+from conftest import ROOT, ran
 from slmkit.compress.weight_only import (
     QuantLinear, affine, bits_figure, dequantize, effective_bits, granularity, own_tensors, pack, quantize,
     quantized, quantized_layers, read_back, round_trip, save, scales_only, spread, unpack)
@@ -92,9 +93,12 @@ def test_layers_leave_the_head_and_the_original_alone(lm):
     model, _ = lm
     before = {k: v.clone() for k, v in model.state_dict().items()}
     q = quantized(model, 4, {n: 8 if "down" in n else 1 for n in linears(model)})
-    assert set(quantized_layers(q)) == set(linears(model)) and type(q.lm_head) is nn.Linear and q.lm_head.weight is q.model.embed_tokens.weight
+    assert set(quantized_layers(q)) == set(linears(model))
+    assert type(q.lm_head) is nn.Linear
+    assert q.lm_head.weight is q.model.embed_tokens.weight
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert q.model.layers[0].mlp.down_proj.scale.shape == (128, 8) and q.model.layers[0].self_attn.q_proj.scale.shape == (128, 1)
+    assert q.model.layers[0].mlp.down_proj.scale.shape == (128, 8)
+    assert q.model.layers[0].self_attn.q_proj.scale.shape == (128, 1)
 
 def test_bits_a_weight_are_what_lies_on_the_disk(lm, tmp_path):
     model, _ = lm
@@ -106,7 +110,8 @@ def test_bits_a_weight_are_what_lies_on_the_disk(lm, tmp_path):
         ours = sum(t.nbytes for n, t in on_disk.items() if n.rpartition(".")[0] in linears(model))
         weights = sum(x.weight.numel() for x in linears(model).values())
         assert effective_bits(q) == pytest.approx(8*ours/weights)
-        want = sum(x.weight.numel()*(bits + (16 + bits)*parts/x.weight.shape[1]) for x in linears(model).values())/weights
+        want = sum(x.weight.numel()*(bits + (16 + bits)*parts/x.weight.shape[1])
+            for x in linears(model).values())/weights
         assert effective_bits(q) == pytest.approx(want, rel=1e-3)
         rest = 2*sum(t.numel() for n, t in own_tensors(model).items() if n.rpartition(".")[0] not in linears(model))
         assert 0 < size - ours - rest < 20_000  # the header
@@ -124,10 +129,12 @@ def test_a_model_read_back_gives_the_same_logits(lm, tmp_path):
 def qwen(tok, folder=None, **more):
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
-    shape = dict(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2,
-        eos_token_id=1, pad_token_id=0, bos_token_id=3)
+    shape = dict(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_attention_heads=2,
+        num_key_value_heads=1, num_hidden_layers=2, eos_token_id=1, pad_token_id=0, bos_token_id=3)
     model = Qwen2ForCausalLM(Qwen2Config(**{**shape, **more})).eval()
-    if folder: tok.save_pretrained(folder); model.save_pretrained(folder)
+    if folder:
+        tok.save_pretrained(folder)
+        model.save_pretrained(folder)
     return model
 
 def test_another_architecture_with_biases_and_a_head_of_its_own(lm, tmp_path):
@@ -138,13 +145,15 @@ def test_another_architecture_with_biases_and_a_head_of_its_own(lm, tmp_path):
     q, ids = quantized(model, 4, 2), torch.tensor([[5, 6, 7]])
     assert "lm_head" not in linears(model) and not model.config.tie_word_embeddings
     save(q, tmp_path/"m.safetensors")
-    with torch.no_grad(): assert torch.equal(read_back(tmp_path/"m.safetensors", model)(input_ids=ids).logits, q(input_ids=ids).logits)
+    with torch.no_grad():
+        assert torch.equal(read_back(tmp_path/"m.safetensors", model)(input_ids=ids).logits, q(input_ids=ids).logits)
 
 def test_tuned_scales_survive_the_file_up_to_half_precision(lm, tmp_path):
     q = quantized(lm[0], 4)
     with torch.no_grad():
         for m in quantized_layers(q).values(): m.scale *= 1.0123
-    save(q, tmp_path/"m.safetensors"); back = read_back(tmp_path/"m.safetensors", lm[0])
+    save(q, tmp_path/"m.safetensors")
+    back = read_back(tmp_path/"m.safetensors", lm[0])
     for n, m in quantized_layers(q).items(): assert torch.equal(back.get_submodule(n).scale, m.scale.half().float())
 
 def test_granularity_against_all_halvings():
@@ -172,27 +181,33 @@ def test_bad_input(lm, tmp_path):
 
 # ---- the notebook
 
-CLAIMS = {"fine-where-needed-with-outliers", "fine-where-needed", "better-than-even-spending", "scales-beat-lora-then-rounding-3",
-          "scales-beat-lora-then-rounding-4", "scales-beat-lora-then-rounding-2", "scales-restore-language-modeling"}
-run = partial(executed, NB)
+CLAIMS = {"fine-where-needed-with-outliers", "fine-where-needed", "better-than-even-spending",
+    "scales-beat-lora-then-rounding-3", "scales-beat-lora-then-rounding-4", "scales-beat-lora-then-rounding-2",
+    "scales-restore-language-modeling"}
+run = partial(ran, NB)
 
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, monkeypatch, lm):
+@pytest.mark.slow
+def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
     qwen(lm[1], tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
-    found = run(tmp_path, monkeypatch, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
-    assert set(found) == CLAIMS | {"scales-come-near-qat"} and found["fine-where-needed"]["model"] == str(tmp_path/"qwen")
+    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
+    assert set(found) == CLAIMS | {"scales-come-near-qat"}
+    assert found["fine-where-needed"]["model"] == str(tmp_path/"qwen")
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
-def test_same_seed_same_record(tmp_path, monkeypatch):
-    one, two = (run(tmp_path, monkeypatch, name, profile="smoke", seed=3) for name in ("one", "two"))
+@pytest.mark.slow
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and set(one) == CLAIMS
 
 def test_figure_needs_no_run():
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    arms = dict(as_it_is=1.) | {f"{w}{k}_{b}_{p}": 2. for w in ("", "bits_") for k in ("plain", "outliers") for b in (3, 4) for p in (1, 2, 4, 8, "chosen", "dealt")}
-    fig, ax = plt.subplots(); bits_figure([dict(arms=arms)]*2, ax)
+    arms = dict(as_it_is=1.) | {f"{w}{k}_{b}_{p}": 2. for w in ("", "bits_") for k in ("plain", "outliers")
+        for b in (3, 4) for p in (1, 2, 4, 8, "chosen", "dealt")}
+    fig, ax = plt.subplots()
+    bits_figure([dict(arms=arms)]*2, ax)
     assert len(ax.lines) == 12 and len(ax.get_legend().texts) == 6
     plt.close(fig)

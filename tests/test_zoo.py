@@ -3,7 +3,6 @@ import json, shutil
 import pytest
 from slmkit.core import zoo
 from slmkit.core.settings import KitError
-from slmkit.cli import zoo as zoo_verbs
 from slmkit.cli.main import main
 
 @pytest.fixture
@@ -19,14 +18,18 @@ def said(capsys, *argv):
     return e.value.code, out.out.strip(), out.err.strip()
 
 def corrupt(path):
-    data = bytearray(path.read_bytes()); data[len(data)//2] ^= 1; path.write_bytes(data)  # one bit
+    "Turn one bit of a file."
+    data = bytearray(path.read_bytes())
+    data[len(data)//2] ^= 1
+    path.write_bytes(data)
 
 def test_shipped_weights_are_whole(capsys):
     code, out, _ = said(capsys, "zoo", "verify")
     assert code == 0 and "t5-1m" in out and out.endswith("whole")
 
 def test_list_and_card(capsys, copy):
-    (copy/"t5-1m/card.json").write_text(json.dumps(json.loads((copy/"t5-1m/card.json").read_text()) | dict(parameters=1234567)))
+    card = copy/"t5-1m/card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | dict(parameters=1234567)))
     assert "1.23 M" in said(capsys, "zoo", "list")[1]
     assert "parameters: 1,234,567" in said(capsys, "zoo", "card", "t5-1m")[1]
     assert json.loads(said(capsys, "zoo", "card", "t5-1m", "--json")[1])["parameters"] == 1234567
@@ -61,8 +64,10 @@ def test_unknown_name_and_empty_zoo(capsys, copy):
 def test_warming_up_trains_the_fresh_decoder_and_leaves_the_encoder(tmp_path):
     from transformers import BertConfig, BertModel
     from slmkit.toyland.tokenizer import build_tokenizer
-    tok = build_tokenizer(); tok.cls_token_id, tok.sep_token_id = tok.bos_token_id, tok.eos_token_id
-    BertModel(BertConfig(vocab_size=len(tok), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(tmp_path)
+    tok = build_tokenizer()
+    tok.cls_token_id, tok.sep_token_id = tok.bos_token_id, tok.eos_token_id
+    shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(BertConfig(vocab_size=len(tok), **shape)).save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
     model, tok = zoo.load_model(str(tmp_path), device="cpu")
     state = lambda part: {k: v.clone() for k, v in part.state_dict().items()}
@@ -85,13 +90,19 @@ size = 4
 """
 def test_a_model_of_ones_own_is_built_from_a_file_and_loaded(capsys, tmp_path):
     (tmp_path/"mine.toml").write_text(MINE)
-    code, out, err = said(capsys, "zoo", "build", "--config", str(tmp_path/"mine.toml"), "--out", str(tmp_path/"mine"))
+    words = "--config", str(tmp_path/"mine.toml"), "--out", str(tmp_path/"mine")
+    code, out, err = said(capsys, "zoo", "build", *words)
     assert code == 0 and "loss" in out, err
     model, tok = zoo.load_model(str(tmp_path/"mine"), device="cpu", kind="causal")
     assert model.config.hidden_size == 16 and len(tok) == model.config.vocab_size
 
-@pytest.mark.parametrize("text, told", [(None, "can't be read"), ("[model", "can't be read"), ("[model]\nfamily = 'GPT'", "family"),
-    (MINE.replace("peak", "top"), "'peak'"), (MINE.replace("num_attention_heads = 2", "num_attention_heads = 3"), "no Llama of this shape")])
+@pytest.mark.parametrize("text, told", [
+    (None, "can't be read"),
+    ("[model", "can't be read"),
+    ("[model]\nfamily = 'GPT'", "family"),
+    (MINE.replace("peak", "top"), "'peak'"),
+    (MINE.replace("num_attention_heads = 2", "num_attention_heads = 3"), "no Llama of this shape"),
+])
 def test_a_file_that_says_no_model_is_one_line(capsys, tmp_path, text, told):
     if text is not None: (tmp_path/"mine.toml").write_text(text)
     code, _, err = said(capsys, "zoo", "build", "--config", str(tmp_path/"mine.toml"), "--out", str(tmp_path/"out"))

@@ -1,4 +1,4 @@
-"""One door: every module of the kit adds its verbs, and a mistake is answered by one line.
+"""One door: every room of the kit adds its verbs, and a mistake is answered by one line.
 
 Docs: https://slmkit.github.io/slmkit/cli/main.html.md"""
 
@@ -9,6 +9,8 @@ __all__ = ['MODULES', 'build', 'answer', 'main']
 
 # %% ../../nbs/cli/main.ipynb #7d33cc41
 import importlib, importlib.util, os, sys
+import typer
+import slmkit
 from ..core.settings import KitError
 
 # %% ../../nbs/cli/main.ipynb #b18a6b9a
@@ -17,7 +19,6 @@ MODULES = [f"slmkit.cli.{m}" for m in "run start report ledger field lab data zo
 # %% ../../nbs/cli/main.ipynb #e7a15787
 def build(modules=MODULES): # each exports `verbs(app)`; those that don't exist are left out
     "The typer app with every module's verbs. A module that can't be imported is named on stderr and left out."
-    import typer
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
         help="slmkit: small language models, one notebook a technique. Run, reproduce, hand out and read.")
     _top(app)
@@ -30,14 +31,12 @@ def build(modules=MODULES): # each exports `verbs(app)`; those that don't exist 
 # %% ../../nbs/cli/main.ipynb #e4fc7c1a
 def _top(app):
     "The options that stand before any verb."
-    import typer
-    def version(wanted: bool):
-        import slmkit
+    def show(wanted: bool):
         if not wanted: return
         typer.echo(f"slmkit {slmkit.__version__}")
         raise typer.Exit
     @app.callback()
-    def top(version: bool = typer.Option(False, "--version", callback=version, is_eager=True,
+    def top(version: bool = typer.Option(False, "--version", callback=show, is_eager=True,
         help="Print the version.")): pass
 
 # %% ../../nbs/cli/main.ipynb #1535a240

@@ -1,4 +1,4 @@
-"""`slmkit sync`, `slmkit check` and `slmkit new`.
+"""The project's verbs: regenerate what is made from notebooks, hold them to the contract, start a technique.
 
 Docs: https://slmkit.github.io/slmkit/cli/project.html.md"""
 
@@ -9,18 +9,17 @@ __all__ = ['verbs']
 
 # %% ../../nbs/cli/project.ipynb #1bccc2e2
 import typer
+from ..project.check import check
 from ..project.sync import sync
 from ..project.template import new
 from ..run.notebooks import project
-from ..project.check import check
 
 # %% ../../nbs/cli/project.ipynb #270e267e
 def verbs(app): # typer.Typer
     "Add `sync`, `check` and `new` to the command line."
-    import typer
     @app.command("sync", epilog="Example: slmkit sync")
     def _sync():
-        "Regenerate library, sidebar, README and registry from the notebooks."
+        "Regenerate library, sidebar and README from the notebooks."
         changed, root = sync(), project()
         typer.echo("\n".join(f"wrote {p.relative_to(root)}" for p in changed) or "everything is up to date")
     @app.command("check", epilog="Example: slmkit check")

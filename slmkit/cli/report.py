@@ -1,4 +1,4 @@
-"""One page of what was run.
+"""One page of what was run, or of what changed between two batches.
 
 Docs: https://slmkit.github.io/slmkit/cli/report.html.md"""
 
@@ -7,23 +7,19 @@ Docs: https://slmkit.github.io/slmkit/cli/report.html.md"""
 # %% auto #0
 __all__ = ['verbs']
 
-# %% ../../nbs/cli/report.ipynb #baa0dda1
+# %% ../../nbs/cli/report.ipynb #d837f04b
 from pathlib import Path
 import typer
-from ..verdicts.report import newest, read_batch
-from ..verdicts.report import write
 
-# %% ../../nbs/cli/report.ipynb #a19a58b1
+# %% ../../nbs/cli/report.ipynb #36cfbf94
 def verbs(app): # typer.Typer
     "Add `report` to the command line."
-    import typer
     @app.command("report", epilog="Examples: slmkit report · slmkit report runs/today · slmkit report "
                                   "runs/before runs/after")
     def _(first: Path = typer.Argument(None, help="a run folder; the newest where none is named"),
           second: Path = typer.Argument(None, help="a later run folder, to be compared with the first")):
         "One HTML page of a batch, Markdown and CSV beside it; of two, what changed from the first to the second."
+        from slmkit.verdicts.report import compare, newest, read_batch, said, write
         path = write(second, first) if second else write(first or newest())
-        if second:
-            from slmkit.verdicts.changes import compare, said
-            typer.echo(said(compare(read_batch(first)[0], read_batch(second)[0])))
+        if second: typer.echo(said(compare(read_batch(first)[0], read_batch(second)[0])))
         typer.echo(f"wrote {path} (and report.md, report.csv)")

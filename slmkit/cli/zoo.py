@@ -8,12 +8,19 @@ Docs: https://slmkit.github.io/slmkit/cli/zoo.html.md"""
 __all__ = ['MEND', 'folder', 'names', 'card', 'lines', 'row', 'check', 'verbs', 'compared', 'built']
 
 # %% ../../nbs/cli/zoo.ipynb #d3eb78f4
-import json, typer
+import json
+from pathlib import Path
+import typer
 from ..core.settings import KitError, nearest
 
 # %% ../../nbs/cli/zoo.ipynb #9db3d2c1
 MEND = "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
-def folder(): from slmkit.core import zoo; return zoo.zoo_folder()
+def folder():
+    "The folder of the zoo."
+    from slmkit.core import zoo
+    return zoo.zoo_folder()
+
+# %% ../../nbs/cli/zoo.ipynb #b6e9b5f4
 def names():
     "The folders of the zoo that hold, or should hold, a model."
     return sorted(p.name for p in folder().glob("*") if p.is_dir() and not p.name.startswith((".", "_")))
@@ -23,7 +30,7 @@ def card(name): # zoo name
     "The card of a model as a dict. KitError in one line where there is no such model or its card is damaged."
     if name not in names(): raise KitError(f"no zoo model {name!r}{nearest(name, names())}")
     path = folder()/name/"card.json"
-    try: return dict(json.loads(path.read_text()))
+    try: return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise KitError(f"zoo model {name!r}: {path} is missing or damaged: {MEND}") from None
 
@@ -33,11 +40,12 @@ def lines(
     indent=0,
 ):
     "A nested card as indented lines; long lists by their length, shares to three digits."
-    pad, out = "  "*indent, []
+    out = []
     for k, v in value.items():
-        if isinstance(v, dict): out += [f"{pad}{k}:", *lines(v, indent + 1)]
-        elif isinstance(v, list) and len(str(v)) > 80: out.append(f"{pad}{k}: {len(v)} entries")
-        else: out.append(f"{pad}{k}: {f'{v:.3g}' if isinstance(v, float) else f'{v:,}' if type(v) is int else v}")
+        said = f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else str(v)
+        if isinstance(v, list) and len(said) > 80: said = f"{len(v)} entries"
+        out.append("  "*indent + (f"{k}:" if isinstance(v, dict) else f"{k}: {said}"))
+        if isinstance(v, dict): out += lines(v, indent + 1)
     return out
 
 # %% ../../nbs/cli/zoo.ipynb #0271827c
@@ -67,7 +75,7 @@ def verbs(app): # typer.Typer
     "Add the group `zoo` to the command line."
     group = typer.Typer(no_args_is_help=True, help="The small models that ship with slmkit.")
     app.add_typer(group, name="zoo")
-    _list(group); _card(group); _verify(group); _build(group)
+    for add in (_list, _card, _verify, _build): add(group)
 
 # %% ../../nbs/cli/zoo.ipynb #0d9af28e
 def _list(group):
@@ -114,12 +122,11 @@ def built(
     steps=0, # 0 = the stage's own
 ):
     "Make the model; gives the last loss. KitError for an unknown recipe or a folder that is taken."
-    from pathlib import Path
-    from slmkit.toyland.tokenizer import build_tokenizer
     from slmkit.recipes.models import run_stage, start_of
+    from slmkit.toyland.tokenizer import build_tokenizer
     start_of(name, stage, build_tokenizer(), seed)  # whatever is wrong with it is told before anything is written
     if Path(out).exists(): raise KitError(f"zoo build: {out} exists: name a new folder with --out")
-    try: Path(out).parent.mkdir(parents=True, exist_ok=True); Path(f"{out}.part").mkdir(exist_ok=True)
+    try: Path(f"{out}.part").mkdir(parents=True, exist_ok=True)
     except OSError as e: raise KitError(f"zoo build: {out} can't be written ({e.strerror}): name another with --out")
     return run_stage(name, stage, seed, steps, out, bar=True)[1][-1]["loss"]
 
@@ -128,7 +135,7 @@ def _build(group):
     @group.command("build", epilog="Examples: slmkit zoo build lm-1m --out a, slmkit zoo build --config b.toml --out c")
     def _(name: str = typer.Argument("", help="Of a recipe.", show_default=False),
           out: str = typer.Option(..., help="New folder for the model."),
-          config: str = typer.Option("", help="In place of a name, a TOML file: shape and steps (see core/recipes)."),
+          config: str = typer.Option("", help="In place of a name, a TOML file: shape and steps (see recipes/models)."),
           stage: int = typer.Option(1, help="1: anew; 2: carry the shipped one on."),
           seed: int = typer.Option(0, help="Of the base; 0 is the shipped one."),
           steps: int = typer.Option(0, help="Fewer steps than the recipe's, to try it.")):

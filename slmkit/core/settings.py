@@ -115,11 +115,12 @@ def package_folder():
     return Path(str(files("slmkit")))
 
 # %% ../../nbs/core/00_settings.ipynb #4cec7c9b
-DEFAULTS = dict(profile="cpu", seeds="0-2", jobs="0", executor="local", runs="runs", budget="8m")
+DEFAULTS = dict(profile="cpu", seeds="0-2", jobs="0", executor="local", start="distill/step_by_step", budget="8m",
+    runs="runs", labs="labs", repository="slmkit/slmkit", branch="main")
 def kit_settings(
     root=None, # the project; None = the one around this folder
 ):
     "The kit's run settings as a dict of strings: settings.ini over the defaults."
     ini, root = ConfigParser(), root or project_root()
-    if root: ini.read(Path(root)/"settings.ini")
+    if root: ini.read(Path(root)/"settings.ini", encoding="utf-8")
     return DEFAULTS | (dict(ini["slmkit"]) if ini.has_section("slmkit") else {})

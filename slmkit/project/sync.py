@@ -1,4 +1,4 @@
-"""One file a technique: everything else is regenerated from it, and a check says what is missing.
+"""One file a technique: the library, the sidebar and the README are made from the notebooks.
 
 Docs: https://slmkit.github.io/slmkit/project/sync.html.md"""
 
@@ -8,31 +8,30 @@ Docs: https://slmkit.github.io/slmkit/project/sync.html.md"""
 __all__ = ['NAMES', 'INITS', 'sidebar', 'readme', 'texts', 'clean', 'packages', 'modules', 'sync']
 
 # %% ../../nbs/project/sync.ipynb #f95e1789
-import ast, json, keyword, re, statistics
 from pathlib import Path
-from ..core.settings import KitError, directives, package_folder, project_root
-from ..run.notebooks import parameters, profiles, sources
-from ..files import whole
-from ..run.notebooks import FAMILIES, TECHNIQUES, notebooks, project, strip_markers
+import yaml
+from ..core.settings import directives
 from ..files import write
-from ..run.notebooks import load
+from ..run.notebooks import FAMILIES, KIT, TECHNIQUES, notebooks, project, read, strip_markers
+from ..verdicts.figure import PLACE, for_readme, picture_text
 
-# %% ../../nbs/project/sync.ipynb #6176d41c
-NAMES = dict(core="Core", toyland="Toyland", recipes="Recipes", run="Runner", verdicts="Verdicts", lab="Labs", project="Project",
-    site="Site", cli="Command line", distill="Distillation", reason="Reasoning",
+# %% ../../nbs/project/sync.ipynb #f8b369b7
+NAMES = dict(core="Core", toyland="Toyland", recipes="Recipes", run="Runner", verdicts="Verdicts", lab="Labs",
+    project="Project", site="Site", cli="Command line", distill="Distillation", reason="Reasoning",
     adapt="Adaptation", compress="Compression", infer="Inference", synth="Synthetic data", pretrain="Pretraining",
     align="Alignment", retrieve="Retrieval", judge="Judging", agents="Agents", senses="Other senses")
+
+# %% ../../nbs/project/sync.ipynb #6176d41c
 def sidebar(root): # the project
-    "`nbs/sidebar.yml`: the site's sidebar by family, techniques first, read by Quarto through `metadata-files`."
-    groups = {f: [] for f in ["", *TECHNIQUES, *FAMILIES]}
+    "Text of `nbs/sidebar.yml`, which Quarto reads through `metadata-files`: every notebook, in sections by family."
+    groups = {f: [] for f in ["", *TECHNIQUES, *KIT]}
     for p in notebooks(root):
-        name = p.relative_to(Path(root, "nbs")).as_posix()
-        groups[p.parent.name if p.parent.name in FAMILIES else ""].append(name)
-    out = ["website:", "  sidebar:", "    style: floating", "    contents:"]
-    for family, names in ((f, n) for f, n in groups.items() if n):
-        if family: out += [f'      - section: "{NAMES[family]}"', "        contents:"]
-        out += [f"          - {n}" if family else f"      - {n}" for n in names]
-    return "\n".join(out) + "\n"
+        family = p.parent.name if p.parent.name in FAMILIES else ""
+        groups[family].append(p.relative_to(Path(root, "nbs")).as_posix())
+    pages = groups.pop("")
+    sections = [dict(section=NAMES[f], contents=names) for f, names in groups.items() if names]
+    contents = dict(website=dict(sidebar=dict(style="floating", contents=pages + sections)))
+    return yaml.safe_dump(contents, sort_keys=False)
 
 # %% ../../nbs/project/sync.ipynb #1e89b476
 def readme(nb): # the index notebook as a dict
@@ -40,65 +39,71 @@ def readme(nb): # the index notebook as a dict
     out = ["<!-- made by `slmkit sync` from nbs/index.ipynb: edit that -->"]
     for c in nb["cells"]:
         source = "".join(c["source"]).strip()
-        if c["cell_type"] == "markdown": out.append(source)
+        if c["cell_type"] == "markdown":
+            out.append(source)
         elif source and not {"hide", "default_exp", "exports"} & set(directives(source)):
             out.append(f"```python\n{source}\n```")
     return "\n\n".join(out) + "\n"
 
 # %% ../../nbs/project/sync.ipynb #1d107383
 def texts(root): # the project
-    "Write sidebar, `nbs/_quarto.yml`, picture and README; gives the paths that changed, None for those that didn't."
-    from slmkit.verdicts.picture import PLACE, for_readme, picture_text
-    index, site, out = Path(root, "nbs/index.ipynb"), Path(root, "_quarto.yml"), []
-    out.append(write(Path(root, "nbs/sidebar.yml"), sidebar(root)))
-    if site.exists(): out.append(write(Path(root, "nbs/_quarto.yml"), site.read_text()))
+    "Write the sidebar, `nbs/_quarto.yml`, the picture and the README; gives the paths that changed."
+    index, site = Path(root, "nbs/index.ipynb"), Path(root, "_quarto.yml")
+    made = {Path(root, "nbs/sidebar.yml"): sidebar(root)}
+    if site.exists():
+        made[Path(root, "nbs/_quarto.yml")] = site.read_text(encoding="utf-8")
     if index.exists():
-        out.append(write(Path(root, "nbs", PLACE), picture_text(root)))
-        out.append(write(Path(root, "README.md"), for_readme(readme(load(index)), root)))
-    return out
+        made[Path(root, "nbs", PLACE)] = picture_text(root)
+        made[Path(root, "README.md")] = for_readme(readme(read(index)), root)
+    return [path for path, text in made.items() if write(path, text)]
 
 # %% ../../nbs/project/sync.ipynb #8c78a3c3
 def clean(path): # of a notebook
     "Strip outputs and editor metadata, keeping papermill's tags; the path if that changed it, else None."
-    from nbdev.clean import clean_nb
     from fastcore.nbio import nb2str, read_nb
-    load(path)  # what is no notebook is said in one line
+    from nbdev.clean import clean_nb
+    read(path)  # what is no notebook is said in one line
     nb = read_nb(path)
-    clean_nb(nb, clear_all=False, allowed_cell_metadata_keys=["tags"])
+    clean_nb(nb, allowed_metadata_keys=["slmkit"], allowed_cell_metadata_keys=["tags"])
     for c in nb.cells:
-        if c.cell_type == "code": c.outputs, c.execution_count = [], None
+        if c.cell_type == "code":
+            c.outputs, c.execution_count = [], None
     return write(path, nb2str(nb))
 
+# %% ../../nbs/project/sync.ipynb #083d34f0
+INITS = {
+    "core": "from slmkit.core.settings import install_hook\ninstall_hook()\n",
+    "toyland/tasks":
+        "from slmkit.toyland.registry import SHARES, TASKS, corrupt, knobs_of, rows, split_of, task, toytask\n"
+        "from slmkit.toyland.tasks import instructions, knowledge, reasoning, stories, talk\n",
+}
+
 # %% ../../nbs/project/sync.ipynb #b7ed7354
-INITS = {"core": "from slmkit.core.settings import install_hook\ninstall_hook()\n",
-    "toyland/tasks": "from slmkit.toyland.registry import SHARES, TASKS, corrupt, knobs_of, rows, split_of, task, toytask\n"
-                     "from slmkit.toyland.tasks import instructions, knowledge, reasoning, stories, talk\n",
-    "toyland/documents": ""}
 def packages(root): # the project
     "Write the `__init__.py` of every folder of modules."
-    folders = {p.parent for p in Path(root, "slmkit").glob("*/**/*.py")}
-    for d in sorted(folders):
-        write(d/"__init__.py", INITS.get(d.relative_to(Path(root, "slmkit")).as_posix(), ""))
+    package = Path(root, "slmkit")
+    for folder in sorted({p.parent for p in package.glob("*/**/*.py")}):
+        write(folder/"__init__.py", INITS.get(folder.relative_to(package).as_posix(), ""))
 
 # %% ../../nbs/project/sync.ipynb #ab4fa225
 def modules(root): # the project
-    "Export every notebook to its module and index them; gives the paths that changed."
+    "Export every notebook to its module and index their names for nbdev; gives the paths that changed."
     from fastcore.xtras import working_directory
     from nbdev.doclinks import _build_modidx
     from nbdev.export import nb_export
-    before = {p: p.read_bytes() for p in Path(root, "slmkit").rglob("*.py")}
+    package = Path(root, "slmkit").resolve()
+    before = {p: p.read_bytes() for p in package.rglob("*.py")}
     with working_directory(root):  # nbdev reads the pyproject.toml of the folder it stands in
-        for p in notebooks(root): nb_export(p, lib_path=str(Path(root, "slmkit")), procs=[strip_markers])
+        for p in notebooks(root):
+            nb_export(p, lib_path=str(package), procs=[strip_markers])
         packages(root)
         _build_modidx()
-    return [p for p in sorted(Path(root, "slmkit").rglob("*.py")) if before.get(p) != p.read_bytes()]
+    return [Path(root, p.relative_to(package.parent)) for p in sorted(package.rglob("*.py"))
+            if before.get(p) != p.read_bytes()]
 
 # %% ../../nbs/project/sync.ipynb #0ae22331
 def sync(root=None): # the project; None = the one around this folder
-    "Regenerate library, sidebar, `_quarto.yml` copy, README and registry; gives the list of changed paths."
-    from slmkit.project.registry import refresh
+    "Regenerate library, sidebar, `_quarto.yml` copy and README; gives the list of changed paths."
     root = project(root)
     changed = [clean(p) for p in notebooks(root)]
-    changed += modules(root) + texts(root)
-    if Path(root, "slmkit/registry.json").exists(): changed.append(refresh(root))
-    return [p for p in changed if p]
+    return [p for p in changed if p] + modules(root) + texts(root)

@@ -7,7 +7,7 @@ Docs: https://slmkit.github.io/slmkit/project/template.html.md"""
 # %% auto #0
 __all__ = ['new']
 
-# %% ../../nbs/project/template.ipynb #imports0
+# %% ../../nbs/project/template.ipynb #f92931c7
 import keyword
 from pathlib import Path
 from ..core.settings import KitError, package_folder

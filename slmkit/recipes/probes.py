@@ -17,6 +17,7 @@ from ..toyland.documents.sample import text
 from ..toyland.world import GROUPS, PEOPLE, THINGS, TOWNS, facts, plural, vocabulary
 from ..toyland.tasks import task
 from ..core.generate import answers
+from ..reason.programs import apart
 
 # %% ../../nbs/recipes/probes.ipynb #dcdf4930
 def numbers(rng, right):
@@ -222,7 +223,6 @@ def values(
     codes, # list of str: expressions of `n` and `m`
 ):
     "[(value at n=7, m=3; value at n=4, m=9)], None where a code is refused or speaks of neither name."
-    from slmkit.reason.programs import apart
     codes = [c if {"n", "m"} & {*c.split()} else "" for c in codes]  # a bare number is no program
     return list(zip(*(apart([f"n = {i} ; m = {j} ; ( {c} )" for c in codes]) for i, j in ((7, 3), (4, 9)))))
 

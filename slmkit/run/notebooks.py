@@ -6,12 +6,12 @@ Docs: https://slmkit.github.io/slmkit/run/notebooks.html.md"""
 
 # %% auto #0
 __all__ = ['KIT', 'TECHNIQUES', 'FAMILIES', 'WORDS', 'READ', 'MARKERS', 'ORDER', 'read', 'sources', 'in_order', 'techniques',
-           'find', 'Parameter', 'parameters', 'convert', 'validate', 'pairs', 'split_values', 'grid', 'settings_call',
-           'profiles', 'strip_markers', 'bare', 'project', 'notebooks', 'load', 'title', 'plain', 'calls',
-           'declared_in', 'declared']
+           'pick', 'find', 'Parameter', 'parameters', 'convert', 'validate', 'pairs', 'split_values', 'grid',
+           'settings_call', 'profiles', 'strip_markers', 'bare', 'project', 'notebooks', 'load', 'title', 'plain',
+           'calls', 'declared_in', 'declared']
 
 # %% ../../nbs/run/notebooks.ipynb #1952d2fa
-import ast, io, itertools, json, re, tokenize
+import ast, copy, io, itertools, json, re, tokenize
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +32,7 @@ def read(path): # of a notebook
         return nb
     except OSError: raise KitError(f"no notebook at {path}: check the path")
     except (ValueError, KeyError, TypeError, AssertionError):
-        raise KitError(f"{path} is not a notebook (no JSON with cells): restore it, for example with git checkout")
+        raise KitError(f"{path} is no notebook (no JSON with cells): restore it, for example with git checkout")
 
 # %% ../../nbs/run/notebooks.ipynb #714da91b
 def sources(nb): # notebook as a dict
@@ -59,6 +59,12 @@ def techniques(root=None): # the project; None = found from here
     found = [p for f in TECHNIQUES for p in in_order(sorted(root.glob(f"nbs/{f}/[!._]*.ipynb")))]
     return {f"{p.parent.name}/{p.stem}": p for p in found}
 
+# %% ../../nbs/run/notebooks.ipynb #5d1c0a7e
+def pick(wanted, known, what): # a name, those there are, the start of the complaint: "no profile"
+    "The name that was wanted. KitError with the nearest one where there is no such name."
+    if wanted not in known: raise KitError(f"{what} {wanted!r}{nearest(wanted, known)}")
+    return wanted
+
 # %% ../../nbs/run/notebooks.ipynb #e8b9506e
 def find(
     name,      # family/technique, technique alone, or the path of a notebook
@@ -72,7 +78,7 @@ def find(
     if len(short) == 1: return short[0], known[short[0]]
     if short: raise KitError(f"{name!r} is in several families: say {' or '.join(short)}")
     if not known: raise KitError(f"no technique {name!r} here: run inside a clone of slmkit, or give a notebook's path")
-    raise KitError(f"no technique {name!r}{nearest(name, [*known, *(k.rpartition('/')[2] for k in known)])}")
+    pick(name, [*known, *(k.rpartition("/")[2] for k in known)], "no technique")
 
 # %% ../../nbs/run/notebooks.ipynb #2268c5b7
 def _exported(nb):
@@ -156,8 +162,7 @@ def validate(
     name="this notebook", # for messages
 ):
     "The given values with their types. KitError for an unknown name, with the nearest one, or a value of another type."
-    for k in given:
-        if k not in params: raise KitError(f"{name} has no parameter {k!r}{nearest(k, params)}")
+    for k in given: pick(k, params, f"{name} has no parameter")
     return {k: convert(v, params[k]) for k, v in given.items()}
 
 # %% ../../nbs/run/notebooks.ipynb #15d54ce4
@@ -246,13 +251,13 @@ def notebooks(root): # the project
     found = Path(root, "nbs").rglob("*.ipynb")
     shown = [p for p in found if not any(part[0] in "._" for part in p.relative_to(root).parts)]
     folders = sorted({p.parent for p in shown}, key=lambda d: FAMILIES.index(d.name) if d.name in FAMILIES else -1)
-    return [p for d in folders for p in in_order(sorted((p for p in shown if p.parent == d), key=lambda p: p.stem != "index"))]
+    inside = lambda d: sorted((p for p in shown if p.parent == d), key=lambda p: p.stem != "index")
+    return [p for d in folders for p in in_order(inside(d))]
 
 # %% ../../nbs/run/notebooks.ipynb #7ebd5120
 def load(path): # of a notebook
-    "The notebook as a dict. KitError where it is none."
-    try: return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as e: raise KitError(f"{path} is no notebook ({e}): repair it or restore it") from None
+    "The notebook as a dict of your own, to change. KitError as `read`."
+    return copy.deepcopy(read(path))
 
 # %% ../../nbs/run/notebooks.ipynb #acf8712a
 def title(nb): # notebook as a dict

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from ..core.settings import PROFILES, KitError, nearest, package_folder, project_root
 from .hashes import GIVEN, hashes_and_parts, resolved
-from .notebooks import find, grid, parameters, profiles, read, split_values, techniques, validate
-from .records import key, lookup
+from .notebooks import find, grid, parameters, pick, profiles, read, split_values, techniques, validate
+from .records import changed_since, lookup, reading, run_id, without_hashes
 
 # %% ../../nbs/run/plan.ipynb #82c249ad
 def seeds(text): # "0-4", "0,2,7" or both
@@ -42,9 +42,7 @@ def chosen(
 ):
     "List of (name, path). KitError where nothing is chosen or a name is unknown."
     known = techniques(root)
-    families = {k.partition("/")[0] for k in known}
-    if family and family not in families:
-        raise KitError(f"--family {family}: no techniques{nearest(family, families)}")
+    if family: pick(family, {k.partition("/")[0] for k in known}, "--family: no family")
     found = [find(n, root) for n in names or ()]
     found += [(k, p) for k, p in known.items() if all or family and k.startswith(family + "/")]
     short = [k.rpartition("/")[2] for k in known]
@@ -63,10 +61,8 @@ def profile_of(
     name,    # for messages
 ):
     "The profile, checked. KitError for one that is not, or that this notebook lacks."
-    if profile not in PROFILES: raise KitError(f"no profile {profile!r}{nearest(profile, PROFILES)}")
-    have = profiles(nb)
-    if have and profile not in have: raise KitError(f"{name} has no profile {profile!r}{nearest(profile, have)}")
-    return profile
+    pick(profile, PROFILES, "no profile")
+    return pick(profile, profiles(nb) or PROFILES, f"{name} has no profile")
 
 # %% ../../nbs/run/plan.ipynb #cd6194d0
 @lru_cache(maxsize=4096)
@@ -133,21 +129,21 @@ def one(
     code, parts, at = look(path, values)
     run = dict(technique=name, profile=values["profile"], seed=values["seed"], path=str(path), given=values,
                parameters={k: v for k, v in values.items() if k not in GIVEN}, hashes=code, parts=parts, **at)
-    run["id"] = f"{name.replace('/', '.')}.{run['profile']}.{run['seed']}.{key(run)[:8]}"
-    return run
+    return run | dict(id=run_id(run))
 
 # %% ../../nbs/run/plan.ipynb #0da97285
 def explain(
     runs,     # of `plan`
-    index,    # slmkit.run.records.Index
+    folder,   # run folder
     hardware, # function giving this machine's class
     force=False, # run all the same
-    changed=lambda run, old: "", # names what changed in the code
 ):
     "[(run, record or None, reason)] in order."
-    out = []
+    out, earlier = [], None
     for run in runs:
-        record, why = (None, "--force") if force else lookup(index, run, hardware)
-        if why and why.startswith("code"): why += changed(run, index.by_name[index._name(run)])
+        record, why = (None, "--force") if force else lookup(folder, run, hardware)
+        if why == "never run":
+            if earlier is None: earlier = {without_hashes(r): r for r in reading(folder)[0]}
+            why = changed_since(folder, run, earlier.get(without_hashes(run))) or why
         out.append((run, record, why))
     return out

@@ -7,22 +7,22 @@ Docs: https://slmkit.github.io/slmkit/run/progress.html.md"""
 # %% auto #0
 __all__ = ['headline', 'knobs', 'took', 'Console', 'table']
 
-# %% ../../nbs/run/progress.ipynb #91335197
+# %% ../../nbs/run/progress.ipynb #75348e22
 import json, sys, time
 from fastcore.basics import patch
 
-# %% ../../nbs/run/progress.ipynb #73d07b88
+# %% ../../nbs/run/progress.ipynb #d6d59a91
 def headline(record): # of a run
     "The first claim's number, as `rationales-help 0.034`; empty where nothing was recorded."
     name, c = next(iter(record.get("claims", {}).items()), (None, None))
     return f"{name} {c['value']:.3g}" if c else ""
 
-# %% ../../nbs/run/progress.ipynb #fccffc12
+# %% ../../nbs/run/progress.ipynb #b655c657
 def knobs(parameters): # name -> value
     "Those that are set, as words: `rate=0.5`."
     return " ".join(f"{k}={v}" for k, v in parameters.items() if v is not None)
 
-# %% ../../nbs/run/progress.ipynb #106e0ad5
+# %% ../../nbs/run/progress.ipynb #265663bf
 def took(seconds): # or None
     "Seconds as people say them."
     if seconds is None: return ""
@@ -30,27 +30,36 @@ def took(seconds): # or None
     if seconds < 3600: return f"{seconds//60:.0f} min {seconds%60:02.0f} s"
     return f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"
 
-# %% ../../nbs/run/progress.ipynb #38ab1fd2
+# %% ../../nbs/run/progress.ipynb #d67f7594
 class Console:
     "Tells a person or a script how a batch goes."
     def __init__(self,
         kind="rich", # rich | quiet | json
         vary=(),     # names of the parameters worth a word on each line
     ):
-        self.kind, self.vary, self.tasks, self.failed, self.bar = kind, vary, {}, [], None
+        self.kind, self.vary, self.tasks, self.failed, self.bar, self.ran = kind, vary, {}, [], None, 0
     def __enter__(self):
         if self.kind == "rich": self._open()
         return self
     def __exit__(self, *e):
         if self.bar: self.bar.stop()
+    def begin(self, n, cached):
+        "How many runs the batch has; before its bar is opened."
+        self.n, self.cached, self.begun = n, cached, time.monotonic()
+    def name(self, run):
+        "Technique, seed and what varies."
+        varied = {k: run["parameters"].get(k) for k in self.vary}
+        return f"{run['technique']} seed {run['seed']} {knobs(varied)}".strip()
+    def started(self, run):
+        if self.bar: self.tasks[run["id"]] = self.bar.add_task(f"  [dim]{self.name(run)}[/]", total=None, text="")
 
-# %% ../../nbs/run/progress.ipynb #d1c08e0f
+# %% ../../nbs/run/progress.ipynb #ce86e9ea
 @patch
-def begin(self: Console, n, cached):
-    "How many runs the batch has; before its bar is opened."
-    self.n, self.cached, self.begun = n, cached, time.monotonic()
+def stopped(self: Console):
+    "Ctrl-C."
+    if self.kind != "json": print("stopped: the same command does the rest", file=sys.stderr)
 
-# %% ../../nbs/run/progress.ipynb #fc1ad24e
+# %% ../../nbs/run/progress.ipynb #02b7dec0
 @patch
 def _open(self: Console):
     from rich.console import Console as Rich
@@ -64,19 +73,7 @@ def _open(self: Console):
     said = f"[bold]{self.n} runs[/]" + (f" ({self.cached} cached)" if self.cached else "")
     self.total = self.bar.add_task(said, total=self.n, completed=self.cached, text="")
 
-# %% ../../nbs/run/progress.ipynb #a4742dc6
-@patch
-def name(self: Console, run):
-    "Technique, seed and what varies."
-    varied = {k: run["parameters"].get(k) for k in self.vary}
-    return f"{run['technique']} seed {run['seed']} {knobs(varied)}".strip()
-
-# %% ../../nbs/run/progress.ipynb #638fa764
-@patch
-def started(self: Console, run):
-    if self.bar: self.tasks[run["id"]] = self.bar.add_task(f"  [dim]{self.name(run)}[/]", total=None, text="")
-
-# %% ../../nbs/run/progress.ipynb #37b4976e
+# %% ../../nbs/run/progress.ipynb #dfad5fb1
 @patch
 def progress(self: Console, run, e):
     "A cell has started or written a line."
@@ -84,45 +81,42 @@ def progress(self: Console, run, e):
     text = e["text"].replace("[", "\\[")[:60]
     self.bar.update(self.tasks[run["id"]], total=e["cells"], completed=e["cell"] - 1, text=text)
 
-# %% ../../nbs/run/progress.ipynb #b61e1ae3
+# %% ../../nbs/run/progress.ipynb #2229af1a
 @patch
 def finished(self: Console, run, record, elsewhere=False):
     "One line."
-    good = record["status"] == "ok"
-    if not good: self.failed.append(record)
+    self.ran += 1
+    if record["status"] != "ok": self.failed.append(record)
     if self.kind == "json":
         told = "technique", "profile", "seed", "parameters", "status", "error", "seconds", "notebook"
         print(json.dumps({k: record.get(k) for k in told} | dict(headline=headline(record))), flush=True)
     if not self.bar: return
-    mark = "[green]ok[/]" if good else f"[red]{record['status']}[/]"
-    what = headline(record) if good else (record["error"] or "").replace("[", "\\[")[:100]
-    if elsewhere: what += " (by another runner)"
-    self.bar.console.print(f"{self.name(run):<44} {took(record['seconds']):>8}  {mark}  {what}")
+    self.bar.console.print(self.line(run, record) + (" (by another runner)" if elsewhere else ""))
     if run["id"] in self.tasks: self.bar.remove_task(self.tasks.pop(run["id"]))
     self.bar.advance(self.total)
 
-# %% ../../nbs/run/progress.ipynb #6417134d
+# %% ../../nbs/run/progress.ipynb #02b1f9c7
 @patch
-def stopped(self: Console):
-    "Ctrl-C."
-    if self.kind != "json": print("stopped: the same command does the rest", file=sys.stderr)
+def line(self: Console, run, record):
+    good = record["status"] == "ok"
+    mark = "[green]ok[/]" if good else f"[red]{record['status']}[/]"
+    what = headline(record) if good else (record["error"] or "").replace("[", "\\[")[:100]
+    return f"{self.name(run):<44} {took(record['seconds']):>8}  {mark}  {what}"
 
-# %% ../../nbs/run/progress.ipynb #16710b6f
+# %% ../../nbs/run/progress.ipynb #68eed34a
 @patch
-def end(self: Console, batch):
+def end(self: Console, folder): # run folder
     "The last lines: how many, how long, what failed."
-    torn = batch.index.refresh().reader.torn
-    if torn: print(f"slmkit: {torn} torn lines in {batch.folder/'records.jsonl'} were left out", file=sys.stderr)
     seconds, failed = time.monotonic() - self.begun, len(self.failed)
     told = dict(runs=self.n, cached=self.cached, failed=failed, seconds=round(seconds, 1))
-    if self.kind == "json": print(json.dumps(told))
+    left = self.n - self.cached - self.ran
+    if self.kind == "json": print(json.dumps(told | (dict(left=left) if left else {})))
     if self.kind == "rich":
-        ran = self.n - self.cached
-        counts = f"{ran - failed} done, {self.cached} cached, {failed} failed"
-        print(f"{self.n} runs: {counts}, in {took(seconds)} → {batch.folder}")
-    if self.failed and self.kind != "json": print(table(self.failed, batch.folder), file=sys.stderr)
+        counts = f"{self.ran - failed} done, {self.cached} cached, {failed} failed" + (f", {left} left" if left else "")
+        print(f"{self.n} runs: {counts}, in {took(seconds)} → {folder}")
+    if self.failed and self.kind != "json": print(table(self.failed, folder), file=sys.stderr)
 
-# %% ../../nbs/run/progress.ipynb #0690b01b
+# %% ../../nbs/run/progress.ipynb #de1fd7c0
 def table(records, folder): # of runs, run folder
     "Failed runs as aligned lines: what, how it failed, where its notebook is."
     rows = [(r["technique"], f"seed {r['seed']}", r["status"], (r["error"] or "")[:80],
