@@ -32,26 +32,32 @@ EXP = "#| default_exp distill.t"
 
 # ---- the proof: a small lab always, every lab of the project in the slow tests
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def box():
+    with sandbox.Sandbox(grade.imports_of([labs.read(SMALL)])) as s: yield s
+
+@pytest.fixture(scope="module")
+def box_for_all():
     with sandbox.Sandbox(grade.imports_of([labs.read(p) for p in LABS.values()])) as s: yield s
+
+def box_of(name, request): return request.getfixturevalue("box" if name == "fixture" else "box_for_all")
 
 @linux
 @pytest.mark.parametrize("name", HEAVY)
-def test_proof(name, box):
+def test_proof(name, request):
     lab = labs.read(LABS[name])
-    wrong, caught = building.prove(lab, box)
+    wrong, caught = building.prove(lab, box_of(name, request))
     assert not wrong and caught >= 3 * len(lab.exercises), wrong
 
 @linux
 @pytest.mark.parametrize("name", HEAVY)
-def test_slmkits_own_answer_earns_nothing(name, box):
+def test_slmkits_own_answer_earns_nothing(name, request):
     lab = labs.read(LABS[name])
     module = f"slmkit.{lab.technique.replace('/', '.')}"
     code = [f"from {module} import {e.name}\n_own_{e.name} = {e.name}\ndef {e.name}(*a, **k):\n"
             f"    from {module} import {e.name} as own\n    return own(*a, **k)" for e in lab.exercises]
     raw = json.dumps(dict(cells=[dict(cell_type="code", source=s) for s in code])).encode()
-    r = grade.grade_bytes(box, lab, grade.all_cases(lab, "x"), raw)
+    r = grade.grade_bytes(box_of(name, request), lab, grade.all_cases(lab, "x"), raw)
     problems = [x["problem"] for x in r["exercises"]]
     assert r["points"] == 0 and all("slmkit's own" in p for p in problems), problems
 
