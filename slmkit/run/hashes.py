@@ -160,7 +160,8 @@ def code_parts(
     names, strings = (set().union(*(c[i] for c in found)) for i in (1, 2))
     given = (x for v in parameters.values() for x in (v if isinstance(v, (list, tuple)) else [v]))
     own = {f"cell {i}": c[0] for i, c in enumerate(found, 1)}
-    return own | closure(names, library or Library(package_folder())), strings | {x for x in given if isinstance(x, str)}
+    reached = closure(names, library or Library(package_folder()))
+    return own | reached, strings | {x for x in given if isinstance(x, str)}
 
 # %% ../../nbs/run/hashes.ipynb #8619b9a2
 @lru_cache(maxsize=4096)
