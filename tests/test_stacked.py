@@ -38,8 +38,8 @@ def replicas(kind, n=3, double=False):
 def both(kind, double=False, n=3, lr=.01, **how):
     "(models, histories) one by one and together, from the same start."
     apart, joint = ([copy.deepcopy(m) for m in replicas(kind, n, double)] for _ in range(2))
-    a = fit_many(apart, loss, [feed(kind, i) for i in range(n)], stacked=False, lr=lr, bar=False, **how)
-    b = fit_many(joint, loss, [feed(kind, i) for i in range(n)], stacked=True, lr=lr, bar=False, **how)
+    a = fit_many(apart, loss, [feed(kind, i) for i in range(n)], stacked=False, lr=lr, progress=False, **how)
+    b = fit_many(joint, loss, [feed(kind, i) for i in range(n)], stacked=True, lr=lr, progress=False, **how)
     return apart, joint, a, b
 
 def off(apart, joint): return max((p - q).abs().max().item() for m, w in zip(apart, joint) for p, q in zip(m.state_dict().values(), w.state_dict().values()) if p.is_floating_point())
@@ -49,7 +49,7 @@ def test_all_kinds_that_can_be_stacked_are_tested():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_double_precision_the_weights_are_those_of_single_runs(kind):
-    apart, joint, a, b = both(kind, double=True, steps=12, relative=True)
+    apart, joint, a, b = both(kind, double=True, steps=12, relative_lr=True)
     assert off(apart, joint) < 2e-6  # Adam's first steps are signs: near 0 they enlarge the last digits
     assert max(abs(x - y) for h, g in zip(a, b) for x, y in zip(h.loss, g.loss)) < 2e-6  # transformers computes losses in float32
     assert a[0].loss != a[1].loss and min(a[0].loss) < a[0].loss[0]
@@ -68,7 +68,7 @@ def test_replicas_end_when_their_own_tokens_are_used_up():
 def test_every_replica_has_its_own_rate_and_frozen_weights_stay():
     models = replicas("llama", 2, True)
     for m in models: m.model.embed_tokens.weight.requires_grad_(False)
-    apart, joint = ([copy.deepcopy(m) for m in models] for _ in range(2)); how = dict(lr=[.01, 0.], steps=6, clip=.1, bar=False)
+    apart, joint = ([copy.deepcopy(m) for m in models] for _ in range(2)); how = dict(lr=[.01, 0.], steps=6, clip=.1, progress=False)
     fit_many(apart, loss, [feed("llama", i) for i in range(2)], stacked=False, **how)
     fit_many(joint, loss, [feed("llama", i) for i in range(2)], stacked=True, **how)
     assert off(apart, joint) < 2e-6 and off(joint[1:], models[1:]) == 0 < off(joint[:1], models[:1])
@@ -79,15 +79,15 @@ def test_nested_batches_of_two_tasks():
     def feeds():
         for x, y in zip(feed("t5", 0), feed("t5", 1)): yield dict(a=x, b=y)
     apart, joint = (replicas("t5", 2, True) for _ in range(2))
-    a = fit_many(apart, two, [feeds(), feeds()], stacked=False, steps=3, bar=False); b = fit_many(joint, two, [feeds(), feeds()], stacked=True, steps=3, bar=False)
+    a = fit_many(apart, two, [feeds(), feeds()], stacked=False, steps=3, progress=False); b = fit_many(joint, two, [feeds(), feeds()], stacked=True, steps=3, progress=False)
     assert off(apart, joint) < 2e-6 and [h.tokens for h in a] == [h.tokens for h in b]
 
 def test_bfloat16_trains():
-    _, _, a, b = both("llama", steps=30, half=True)
+    _, _, a, b = both("llama", steps=30, bf16=True)
     assert b[0].loss[-1] < b[0].loss[0] and abs(a[0].loss[-1] - b[0].loss[-1]) < .3
 
 def refused(match, models, data, loss=loss, **how):
-    with pytest.raises(KitError, match=match) as e: fit_many(models, loss, data, stacked=True, bar=False, **{"steps": 2} | how)
+    with pytest.raises(KitError, match=match) as e: fit_many(models, loss, data, stacked=True, progress=False, **{"steps": 2} | how)
     assert "\n" not in str(e.value)
 
 def test_what_can_not_be_stacked_is_one_clear_line():
@@ -105,7 +105,7 @@ def test_what_can_not_be_stacked_is_one_clear_line():
     refused("NaN or infinite", replicas("llama", 2), feeds(), lambda m, b: loss(m, b)*float("nan"))
 
 def test_on_a_cpu_they_go_one_by_one_unless_told():
-    hs = fit_many(replicas("llama", 2), loss, [feed("llama", i) for i in range(2)], steps=1, bar=False)
+    hs = fit_many(replicas("llama", 2), loss, [feed("llama", i) for i in range(2)], steps=1, progress=False)
     assert [h.stacked for h in hs] == [False, False]
 
 MANY = RECORD.replace("def record(self, value):", "def record(self, value, seed):")

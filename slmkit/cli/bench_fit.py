@@ -28,20 +28,20 @@ def draws(model, rows, length, steps, seed=0):
 def ours(model, batches, lr):
     "Train by `core.fit`."
     from slmkit.core.fit import fit
-    fit(model, lambda m, b: m(**b).loss, iter(batches), steps=len(batches), lr=lr, bar=False)
+    fit(model, lambda m, b: m(**b).loss, iter(batches), steps=len(batches), lr=lr, progress=False)
 
 # %% ../../nbs/cli/bench_fit.ipynb #a37f9afb
 def trainer(model, batches, lr):
     "A Trainer that makes the updates of `ours` when its `train()` is called."
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments
-    from slmkit.core.stacked import rate
+    from slmkit.core.stacked import lr_at
     class InOrder(Trainer):
         def get_train_dataloader(self): return torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False)
     quiet = dict(logging_strategy="no", save_strategy="no", eval_strategy="no", report_to="none", disable_tqdm=True)
     args = TrainingArguments(tempfile.mkdtemp(), max_steps=len(batches), use_cpu=model.device.type == "cpu", **quiet)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0., fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: rate(1., i/len(batches), .05))
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: lr_at(1., i/len(batches), .05))
     made = InOrder(model, args, optimizers=(opt, schedule)); made.remove_callback(PrinterCallback)
     return made
 
@@ -84,7 +84,7 @@ def bench_fit(name="lm-1m", rows=16, length=32, steps=20, repeats=5, lr=1e-3):
 def replicas(start, n, batches, stacked, lr):
     "A function that trains fresh copies of a model when it is called, and gives them."
     from slmkit.core.stacked import fit_many
-    models, how = [copy.deepcopy(start) for _ in range(n)], dict(steps=len(batches[0]), bar=False)
+    models, how = [copy.deepcopy(start) for _ in range(n)], dict(steps=len(batches[0]), progress=False)
     def run():
         fit_many(models, lambda m, b: m(**b).loss, [iter(b) for b in batches[:n]], stacked, lr, **how)
         return models

@@ -67,12 +67,13 @@ def bench_generate(
     length=32, new=32, repeats=5, # tokens of a prompt; new tokens; rounds
 ):
     "Seconds and ratios as a dict; one thread on a CPU."
-    from slmkit.core.decode import steps_of, stops_of
+    from slmkit.core.decode import steps_class, stop_tokens
     out = []
     for name in names:
         model = load(name).eval()
-        if steps_of(model) is None: raise KitError(f"bench generate: {name}: `decode` leaves this model to `generate`")
-        model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, stops_of(model)[1]
+        if steps_class(model) is None:
+            raise KitError(f"bench generate: {name}: `decode` leaves this model to `generate`")
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, stop_tokens(model)[1]
         out += [dict(model=name) | race(model, rows, length, new, repeats) for rows in sizes]
     return dict(length=length, new=new, repeats=repeats, runs=out, hardware=hardware()) | machine()
 

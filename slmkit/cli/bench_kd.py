@@ -42,7 +42,7 @@ def products(hs, ws, ht, wt):
 
 # %% ../../nbs/cli/bench_kd.ipynb #70cf38c0
 def with_torch(loss, four):
-    "`loss(*four)` with `a @ b.T` in the place of `core.product`."
+    "`loss(*four)` with `a @ b.T` in the place of `linear_product`."
     from unittest.mock import patch
     with patch("slmkit.distill.kd_head.product", lambda a, b: a @ b.T): return loss(*four)
 
@@ -70,9 +70,9 @@ def trl(beta):
 CHUNKS = 64, 128, 256, 512, 1024
 def tuned(four, beta, compiled):
     "(name, loss): Liger at the chunk size that is fastest here."
-    from slmkit.core.measure import middle, timed
+    from slmkit.core.measure import medians, timed
     ways = {c: liger(c, beta, compiled) for c in CHUNKS}
-    times = middle(timed({c: lambda f=f: gradients(f, four) for c, f in ways.items()}, 1))
+    times = medians(timed({c: lambda f=f: gradients(f, four) for c, f in ways.items()}, 1))
     best = min(times, key=times.get)
     return f"liger{'_compiled'*compiled}_{best}", ways[best]
 
@@ -109,7 +109,7 @@ def bench_kd(
 ):
     "Seconds, peak MB and ratios to our head as a dict: float32, one thread, time of the processor."
     import torch
-    from slmkit.core.measure import peak_mb, timed
+    from slmkit.core.measure import peak_memory_mb, timed
     from slmkit.distill.kd_head import kd_head
     torch.set_num_threads(1); four = draw(tokens, vocab, student, teacher)
     found, missing = ({}, []) if alone else peers(four, beta, compiled)
@@ -117,7 +117,7 @@ def bench_kd(
     ways = dict(slmkit=ours, slmkit_torch=lambda *x: with_torch(ours, x), **found)
     equal = differences(ways, four)
     calls = {k: lambda f=f: gradients(f, four) for k, f in ways.items()}
-    mb = {k: peak_mb(f) for k, f in calls.items()}
+    mb = {k: peak_memory_mb(f) for k, f in calls.items()}
     times = timed(calls | dict(products=lambda: products(*four)), repeats)
     shape = dict(tokens=tokens, vocab=vocab, student=student, teacher=teacher, beta=beta, repeats=repeats)
     made = {p: version(p) for p in ("trl", "liger-kernel") if found and p.replace("-", "_") not in missing}

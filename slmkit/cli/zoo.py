@@ -116,12 +116,12 @@ def built(
     "Make the model; gives the last loss. KitError for an unknown recipe or a folder that is taken."
     from pathlib import Path
     from slmkit.toyland.tokenizer import build_tokenizer
-    from slmkit.recipes.models import run_stage, start_of
-    start_of(name, stage, build_tokenizer(), seed)  # whatever is wrong with it is told before anything is written
+    from slmkit.recipes.models import run_stage, stage_start
+    stage_start(name, stage, build_tokenizer(), seed)  # whatever is wrong with it is told before anything is written
     if Path(out).exists(): raise KitError(f"zoo build: {out} exists: name a new folder with --out")
     try: Path(out).parent.mkdir(parents=True, exist_ok=True); Path(f"{out}.part").mkdir(exist_ok=True)
     except OSError as e: raise KitError(f"zoo build: {out} can't be written ({e.strerror}): name another with --out")
-    return run_stage(name, stage, seed, steps, out, bar=True)[1][-1]["loss"]
+    return run_stage(name, stage, seed, steps, out, progress=True)[1][-1]["loss"]
 
 # %% ../../nbs/cli/zoo.ipynb #92a057c1
 def _build(group):
