@@ -2,7 +2,7 @@
 import math
 import pytest
 from slmkit.recipes.probes import LONG, abilities
-from slmkit.recipes.models import SHAPES, new_model, start_of
+from slmkit.recipes.models import SHAPES, new_model, stage_start
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model, zoo, zoo_folder
 from slmkit.toyland.tokenizer import build_tokenizer
@@ -30,18 +30,18 @@ def test_the_card_knows_its_file(name):
 @pytest.mark.parametrize("name", [n for n, c in zoo().items() if "-s" not in n and "base" not in c])
 def test_a_further_stage_begins_with_the_shipped_weights(name):
     shipped, _ = load_model(name, device="cpu", kind=zoo()[name]["kind"])
-    begun = start_of(name, 2, build_tokenizer())
+    begun = stage_start(name, 2, build_tokenizer())
     assert all((p == q).all() for p, q in zip(shipped.parameters(), begun.parameters()))
 
 def test_equal_seeds_make_equal_weights_and_another_seed_another_base():
     tok = build_tokenizer()
     for name in SHAPES:
-        one, two, other = (start_of(name, 1, tok, s).state_dict() for s in (0, 0, 1))
+        one, two, other = (stage_start(name, 1, tok, s).state_dict() for s in (0, 0, 1))
         assert all((one[k] == two[k]).all() for k in one)
         assert any((one[k] != other[k]).any() for k in one)
 
 def test_a_stage_or_model_that_is_none_is_one_line():
-    with pytest.raises(KitError, match="no stage 7"): start_of("t5-1m", 7, build_tokenizer())
+    with pytest.raises(KitError, match="no stage 7"): stage_start("t5-1m", 7, build_tokenizer())
     with pytest.raises(KitError, match="did you mean 'lm-1m'"): new_model("lm-1n", build_tokenizer())
 
 @pytest.mark.parametrize("kind, wrong", [
@@ -68,17 +68,17 @@ def test_the_series_has_read_the_same_and_is_ordered_by_what_is_left_to_learn():
 
 def test_the_loss_of_a_card_is_that_of_its_weights():
     from functools import partial
-    from slmkit.recipes.pretrain import held_out, next_batch
+    from slmkit.recipes.pretrain import held_out_loss, causal_batch
     model, tok = load_model("lm-0.4m", device="cpu", kind="causal")
-    assert held_out(model, partial(next_batch, tokenizer=tok)) == pytest.approx(zoo()["lm-0.4m"]["loss"], abs=2e-3)
+    assert held_out_loss(model, partial(causal_batch, tokenizer=tok)) == pytest.approx(zoo()["lm-0.4m"]["loss"], abs=2e-3)
 
 def test_all_weights_together_stay_small():
     assert sum(p.stat().st_size for p in zoo_folder().glob("*/model.safetensors")) < 36e6
 
 def test_a_twin_does_as_it_is_told_and_its_base_does_not():
-    from slmkit.recipes.probes import instructed
+    from slmkit.recipes.probes import instruction_accuracy
     for name, card in zoo().items():
         if "base" not in card: continue
-        twin, base = (instructed(*load_model(n, device="cpu", kind="causal"), n=60, seed=1)
+        twin, base = (instruction_accuracy(*load_model(n, device="cpu", kind="causal"), n=60, seed=1)
             for n in (name, card["base"]))
         assert twin["instructions, seen kinds"] > .6 > .1 >= base["instructions, seen kinds"]

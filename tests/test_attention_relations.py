@@ -5,8 +5,8 @@ import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
 from conftest import Failed, ran
-from slmkit.core.fit import collate, fit, marked
-from slmkit.core.generate import classified
+from slmkit.core.fit import collate, fit, encode_texts
+from slmkit.core.generate import predict_classes
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.distill.attention_relations import (classifier, copying, guessing, heads_of, hear, hidden_matching,
@@ -172,14 +172,14 @@ def test_bridges_learn_with_the_student_and_the_teacher_stays(batch):
     teacher = bert(16, 2, seed=1)
     student = with_bridges(bert(8, 1, seed=2), teacher)
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (teacher, student)]
-    h = fit(student, hidden_matching(teacher), iter([batch]*40), steps=40, lr=1e-2, bar=False)
+    h = fit(student, hidden_matching(teacher), iter([batch]*40), steps=40, lr=1e-2, progress=False)
     assert h.loss[-1] < .7*h.loss[0] and all(torch.equal(v, teacher.state_dict()[k]) for k, v in before[0].items())
     assert all(not torch.equal(before[1][k], student.state_dict()[k]) for k in before[1] if k.startswith("bridges"))
 
 @pytest.mark.parametrize("values", [False, True])
 def test_copying_nears_the_teacher(batch, values):
     teacher, student = bert(16, 2, seed=1), bert(8, 1, seed=2)
-    h = fit(student, copying(teacher, teacher if values else None), iter([batch]*80), steps=80, lr=1e-2, bar=False)
+    h = fit(student, copying(teacher, teacher if values else None), iter([batch]*80), steps=80, lr=1e-2, progress=False)
     assert h.loss[-1] < .5*h.loss[0]
 
 def test_the_pieces_of_the_loss_add_up_and_the_layer_counts(batch):
@@ -226,7 +226,7 @@ def test_classifier_takes_the_students_layers(batch):
     assert model(**batch).logits.shape == (3, 3)
     rows = [dict(input_ids=r[m == 1].tolist()) for r, m in zip(batch["input_ids"], batch["attention_mask"])]
     one_by_one = [model(input_ids=torch.tensor([r["input_ids"]])).logits.argmax().item() for r in rows]
-    assert classified(model, rows, 0, size=2) == one_by_one
+    assert predict_classes(model, rows, 0, batch_size=2) == one_by_one
 
 # ---- masked words
 
@@ -311,12 +311,12 @@ def test_gpu_needs_a_model(tmp_path, torch_pool):
 def test_rows_have_both_marks(tiny_bert):
     from transformers import AutoTokenizer
     tok = build_tokenizer()
-    assert marked(tok, ["ana ."])[0]["input_ids"] == [tok.bos_token_id, *tok("ana .")["input_ids"]]
-    assert tok.eos_token_id == marked(tok, ["ana ."])[0]["input_ids"][-1]
+    assert encode_texts(tok, ["ana ."])[0]["input_ids"] == [tok.bos_token_id, *tok("ana .")["input_ids"]]
+    assert tok.eos_token_id == encode_texts(tok, ["ana ."])[0]["input_ids"][-1]
     real = AutoTokenizer.from_pretrained(tiny_bert)
-    assert marked(real, ["a b"])[0]["input_ids"] == [2, 5, 6, 3]
-    assert len(marked(real, ["a b c d e"], 4)[0]["input_ids"]) == 4
-    assert len(marked(tok, ["ana and ben see a dog ."], 5)[0]["input_ids"]) == 5
+    assert encode_texts(real, ["a b"])[0]["input_ids"] == [2, 5, 6, 3]
+    assert len(encode_texts(real, ["a b c d e"], 4)[0]["input_ids"]) == 4
+    assert len(encode_texts(tok, ["ana and ben see a dog ."], 5)[0]["input_ids"]) == 5
 
 def test_figure_is_drawn_from_records_alone():
     import matplotlib

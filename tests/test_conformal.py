@@ -7,7 +7,7 @@ from pathlib import Path
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.stats import binomtest
 from conftest import ran
-from slmkit.core.fit import collate, encode
+from slmkit.core.fit import collate, encode_seq2seq
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 from slmkit.distill.offline_logits import ece
@@ -173,7 +173,7 @@ def test_word_costs_add_up_to_the_loss(writer):
     costs = word_costs(model, tok, inputs, said)
     assert [len(c) for c in costs] == [6, 5]
     for i, s, c in zip(inputs, said, costs):
-        batch = collate(encode(tok, [i], [s]), tok.pad_token_id)
+        batch = collate(encode_seq2seq(tok, [i], [s]), tok.pad_token_id)
         with torch.no_grad(): whole = model(**batch).loss.item()*batch["labels"].numel()
         assert c.sum() == pytest.approx(whole, rel=1e-4)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from transformers import (BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel, GPT2Config, GPT2LMHeadModel,
     LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration)
 from slmkit.core.cuda_graph import CUDAGraphStep
-from slmkit.core.decode import STEPS, decode, generated, graphed, steps_of, stops_of
+from slmkit.core.decode import STEPS, decode, decode_by_generate, graphed_step, steps_class, stop_tokens
 from slmkit.core.settings import KitError
 torch.set_num_threads(1)
 
@@ -47,12 +47,12 @@ def test_greedy_tokens_and_scores_are_those_of_generate(kind, most):
     model = sharp(KINDS[kind]())
     ids, mask = prompts(model)
     tokens, logs = decode(model, ids, mask, most, scores=True)
-    theirs, their_logs = generated(model, ids, mask, most, 0., True)
+    theirs, their_logs = decode_by_generate(model, ids, mask, most, 0., True)
     assert torch.equal(tokens, theirs) and torch.allclose(logs, their_logs, atol=1e-4)
     assert torch.equal(decode(model, ids, mask, most), tokens)
 
 def test_which_kinds_have_a_loop_of_their_own():
-    own = {k: steps_of(make()) is not None for k, make in KINDS.items()}
+    own = {k: steps_class(make()) is not None for k, make in KINDS.items()}
     assert own == dict(llama=True, llama_shared_heads=True, llama_scaled=False, qwen2=True, t5=True,
         t5_gated=True, gpt2=False)
 
@@ -71,8 +71,8 @@ def test_a_stopped_row_is_padded_and_scores_nothing_and_the_loop_ends():
     free = decode(model, ids, mask, 12)
     model.generation_config.eos_token_id = [int(free[0, 1]), int(free[1, 2]), *free[2:, 0].tolist()]
     tokens, logs = decode(model, ids, mask, 12, scores=True)
-    assert tokens.shape[1] <= 3 and torch.equal(tokens, generated(model, ids, mask, 12, 0., False))
-    after = torch.isin(tokens, stops_of(model)[0]).cumsum(1) - torch.isin(tokens, stops_of(model)[0]).long() > 0
+    assert tokens.shape[1] <= 3 and torch.equal(tokens, decode_by_generate(model, ids, mask, 12, 0., False))
+    after = torch.isin(tokens, stop_tokens(model)[0]).cumsum(1) - torch.isin(tokens, stop_tokens(model)[0]).long() > 0
     assert (tokens[after] == 0).all() and (logs[after] == 0).all() and (logs[~after] < 0).all()
 
 def test_drawn_tokens_follow_the_softmax():
@@ -106,10 +106,10 @@ def test_no_new_token_is_refused():
 
 def as_replayed(model, ids, mask, most, record, monkeypatch, **how):
     "`decode` as on a GPU, with `record` in the place of CUDA's."
-    kind = steps_of(model)
+    kind = steps_class(model)
     def steps(*given):
         inner = kind(*given)
-        return SimpleNamespace(first=inner.first, step=graphed(inner))
+        return SimpleNamespace(first=inner.first, step=graphed_step(inner))
     monkeypatch.setattr(CUDAGraphStep, "record", record)
     monkeypatch.setitem(STEPS, model.config.model_type, steps)
     return decode(model, ids, mask, most, **how)
@@ -136,7 +136,7 @@ def test_replayed_steps_write_the_same_tokens(kind, record, monkeypatch):
 def test_a_gpu_writes_the_tokens_of_generate(kind):
     model = sharp(KINDS[kind]()).cuda()
     ids, mask = (x.cuda() for x in prompts(model))
-    assert torch.equal(decode(model, ids, mask, 12), generated(model, ids, mask, 12, 0., False))
+    assert torch.equal(decode(model, ids, mask, 12), decode_by_generate(model, ids, mask, 12, 0., False))
 
 @pytest.mark.parametrize("name", ["q_proj", "o_proj", "gate_proj", "down_proj", "mlp", "lm_head"])
 def test_a_part_that_someone_changed_is_called_as_it_is(name):
@@ -146,5 +146,5 @@ def test_a_part_that_someone_changed_is_called_as_it_is(name):
     part = next(m for n, m in model.named_modules() if n.endswith(name))
     part.register_forward_hook(lambda module, x, y: y*-3)
     after = decode(model, ids, mask, 6)
-    assert torch.equal(after, generated(model, ids, mask, 6, 0., False)) and not torch.equal(after, before)
+    assert torch.equal(after, decode_by_generate(model, ids, mask, 6, 0., False)) and not torch.equal(after, before)
     assert all("forward" not in vars(m) for m in model.modules())

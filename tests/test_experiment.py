@@ -6,13 +6,13 @@ from slmkit.core import experiment, tuning
 from slmkit.core.claims import claim
 from slmkit.core.experiment import Arms, Trial, check_equal
 from slmkit.core.fit import batches, encode_lm, encode_masked, fit, kind_of, lm_loss
-from slmkit.core.generate import choice_scores, class_scores, classified, label_log_probs, nll
+from slmkit.core.generate import choice_scores, class_scores, predict_classes, label_log_probs, nll
 from slmkit.core.lora import count_trained, inject
 from slmkit.core.score import Share, accuracy, correct
 from slmkit.core.settings import KitError, settings
 from slmkit.core.zoo import load_model
 
-SMALL = dict(model="lm-0.1m", data="topics", n=40, test=24, batch_size=8, max_new_tokens=3, lr=1e-2, relative=True,
+SMALL = dict(model="lm-0.1m", data="topics", n=40, test=24, batch_size=8, max_new_tokens=3, lr=1e-2, relative_lr=True,
              steps=4)
 
 def made(kind="causal", seed=0, **knobs):
@@ -52,10 +52,10 @@ def test_an_arm_is_a_fresh_copy_and_repeats_itself(trial):
     assert not equal(one, trial.base) and not one.training
 
 def test_it_is_the_loop_that_notebooks_write_by_hand(trial):
-    from slmkit.core.experiment import arm
-    model = arm(trial.base, 0)
+    from slmkit.core.fit import fresh_copy
+    model = fresh_copy(trial.base, 0)
     data = batches(trial.rows(), 8, trial.tok.pad_token_id, random.Random(0))
-    h = fit(model, lm_loss, data, steps=4, lr=1e-2, relative=True, bar=False)
+    h = fit(model, lm_loss, data, steps=4, lr=1e-2, relative_lr=True, progress=False)
     theirs, g = trial.fit(trial.rows())
     assert h.loss == g.loss and equal(model, theirs)
 
@@ -108,7 +108,7 @@ def test_the_answer_is_read_out_of_a_longer_text(trial, monkeypatch):
 
 def test_a_prefix_stands_before_each_input(trial, monkeypatch):
     seen = []
-    monkeypatch.setattr(experiment.generate, "answers", lambda m, tok, asked, **kw: seen.extend(asked) or asked)
+    monkeypatch.setattr(experiment.generate, "generate_answers", lambda m, tok, asked, **kw: seen.extend(asked) or asked)
     trial.answers(None, prefix="[label] ")
     assert seen == ["[label] " + text for text in trial.test["input"]]
 
@@ -161,7 +161,7 @@ def test_classes_come_back_in_order():
     t = made("classifier", model="bert-1m", n=16, test=10)
     rows = t.rows()
     assert torch.allclose(class_scores(t.base, rows, 0, 1), class_scores(t.base, rows, 0, 7), atol=1e-5)
-    assert classified(t.base, rows, 0) == class_scores(t.base, rows, 0).argmax(1).tolist()
+    assert predict_classes(t.base, rows, 0) == class_scores(t.base, rows, 0).argmax(1).tolist()
 
 # ---- arms
 

@@ -3,8 +3,8 @@ value."""
 import math, random
 import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from slmkit.toyland.grammar import (Grammar, bigram, causal, grammar, inside, kl, kl_estimate, oracle,
-    sentence_logs, strings, word_ids)
+from slmkit.toyland.grammar import (Grammar, bigram, next_log_probs, grammar, grammatical_share, kl, kl_estimate, oracle,
+    sentence_log_probs, strings, word_ids)
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.toyland.world import vocabulary
@@ -91,7 +91,7 @@ def test_divergences_against_brute_force(small, seed):
     z = sum(q.values())
     assert kl(small, model) == pytest.approx(sum(p[s]*math.log(p[s]/q[s]) for s in p))
     assert kl(small, model, "reverse") == pytest.approx(sum(q[s]/z*math.log(q[s]/z/p[s]) for s in p))
-    assert inside(small, model) == pytest.approx(z) and z < .8
+    assert grammatical_share(small, model) == pytest.approx(z) and z < .8
 
 def test_the_chain_rule_over_prefixes_gives_the_same(g):
     model, total = bigram(g, g.sample(random.Random(0), 500)), 0.
@@ -136,7 +136,7 @@ def test_a_causal_model_is_read_right(g, tokenizer):
     tok = build_tokenizer() if tokenizer else None
     model, some = llama(len(tok) if tok else len(g.words) + 1).eval(), g.sample(random.Random(0), 12)
     ids, start = word_ids(g, tok)
-    for s, log in zip(some, sentence_logs(g, causal(g, model, tok), some)):
+    for s, log in zip(some, sentence_log_probs(g, next_log_probs(g, model, tok), some)):
         row = torch.tensor([[start, *(ids[g.words.index(w)] for w in s)]])
         if tok: assert tok.decode(row[0, 1:]) == " ".join(s) and start == tok.bos_token_id
         with torch.no_grad(): loss = model(row, labels=row).loss.item()
@@ -144,11 +144,11 @@ def test_a_causal_model_is_read_right(g, tokenizer):
 
 def test_batches_change_nothing(g):
     model, some = llama(len(g.words) + 1), [s[:3] for s in g.sample(random.Random(0), 30)]
-    assert np.allclose(causal(g, model, size=7)(some), causal(g, model)(some), atol=1e-5)
+    assert np.allclose(next_log_probs(g, model, size=7)(some), next_log_probs(g, model)(some), atol=1e-5)
 
 def test_training_on_samples_closes_in_on_the_oracle(g):
     model, rng, (ids, start) = llama(len(g.words) + 1), random.Random(0), word_ids(g)
-    place, far = dict(zip(g.words, ids)), kl(g, causal(g, model))
+    place, far = dict(zip(g.words, ids)), kl(g, next_log_probs(g, model))
     step = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(60):
         rows = [[start, *(place[w] for w in s)] for s in g.sample(rng, 32)]
@@ -159,4 +159,4 @@ def test_training_on_samples_closes_in_on_the_oracle(g):
         loss.backward()
         step.step()
         step.zero_grad()
-    assert far > 10 and kl(g, causal(g, model)) < 3 and inside(g, causal(g, model)) > .3
+    assert far > 10 and kl(g, next_log_probs(g, model)) < 3 and grammatical_share(g, next_log_probs(g, model)) > .3

@@ -7,7 +7,7 @@ from torch import nn
 from conftest import ROOT, ran
 from slmkit.adapt.ladder_side import (Ladder, answer_loss, at_answers, choices, fisher, gated, kept, memory, narrow,
     pruned, saved_bytes, stream)
-from slmkit.core.fit import collate, prompted
+from slmkit.core.fit import collate, encode_causal
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
@@ -17,7 +17,7 @@ NB = ROOT/"nbs/adapt/ladder_side.ipynb"
 def lm(): return load_model("lm-1m", "cpu", kind="causal")
 
 @pytest.fixture(scope="module")
-def rows(lm): return prompted(lm[1], ["is it cold in oslo now .", "ana sees a dog ."], ["weather", "animals"])
+def rows(lm): return encode_causal(lm[1], ["is it cold in oslo now .", "ana sees a dog ."], ["weather", "animals"])
 
 @pytest.fixture(scope="module")
 def batch(lm, rows): return collate(rows, lm[1].pad_token_id)

@@ -5,7 +5,7 @@ import copy, json, math
 import pytest, torch
 from conftest import ROOT, ran
 from slmkit.adapt.logit_steering import Dynamic, check_pair, cut, matched, plane_figure, shift, steered, together
-from slmkit.core.generate import read
+from slmkit.core.generate import encode_prompts
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
@@ -62,7 +62,7 @@ def test_matched_meets_the_shift_or_stops_at_its_ends():
 
 def test_one_model_in_step_is_transformers_greedy_search(lm):
     model, tok = lm
-    ids, mask = read(model, tok, INPUTS, 64)
+    ids, mask = encode_prompts(model, tok, INPUTS, 64)
     want = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=7, do_sample=False,
         num_beams=1)[:, ids.shape[1]:]
     assert torch.equal(together([model], lambda x: x, ids, mask, 7), want)
@@ -74,12 +74,12 @@ def test_three_models_in_step_are_their_full_forward_passes(lm):
     tuned = copy.deepcopy(small)
     with torch.no_grad():
         for p in tuned.parameters(): p += torch.randn_like(p)*p.std()/20 if p.ndim > 1 else 0
-    dynamic, ids_mask = Dynamic(), read(large, tok, INPUTS, 64)
+    dynamic, ids_mask = Dynamic(), encode_prompts(large, tok, INPUTS, 64)
     got = together([large, tuned, small], dynamic, *ids_mask, 5)
     weights = torch.stack(dynamic.weights, 1)
     assert weights.shape == got.shape == (3, 5) and (weights > 0).all() and (weights <= 2).all()
     for i, x in enumerate(INPUTS):
-        ids, _ = read(large, tok, [x], 64)
+        ids, _ = encode_prompts(large, tok, [x], 64)
         for j in range(5):
             with torch.no_grad():
                 three = [m(input_ids=ids).logits[:, -1].log_softmax(-1) for m in (large, tuned, small)]
@@ -92,7 +92,7 @@ def test_three_models_in_step_are_their_full_forward_passes(lm):
 
 def test_cut_keeps_the_layers_named_and_all_of_them_change_nothing(lm):
     model, tok = lm
-    ids, mask = read(model, tok, INPUTS, 64)
+    ids, mask = encode_prompts(model, tok, INPUTS, 64)
     with torch.no_grad():
         whole = cut(model, range(5))
         assert torch.equal(whole(input_ids=ids, attention_mask=mask).logits,

@@ -65,7 +65,7 @@ def test_the_same_updates_as_peft(llama):
     theirs = get_peft_model(theirs, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
     for name, layer in layers.items():
         theirs.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(layer.A.data)
-    losses = [fit(m, lm_loss, data(), steps=40, lr=1e-2, bar=False).loss for m in (ours, theirs)]
+    losses = [fit(m, lm_loss, data(), steps=40, lr=1e-2, progress=False).loss for m in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert sum(losses[0][-4:]) < .8*sum(losses[0][:4])
 
@@ -73,7 +73,7 @@ def test_only_the_factors_are_trained(llama):
     before = {n: p.clone() for n, p in llama.named_parameters()}
     layers = inject(llama, ["q_proj", "o_proj"], rank=2)
     assert count_trained(llama) == sum(2*(m.linear.in_features + m.linear.out_features) for m in layers.values())
-    fit(llama, lm_loss, data(), steps=3, lr=1e-2, bar=False)
+    fit(llama, lm_loss, data(), steps=3, lr=1e-2, progress=False)
     frozen = {n.replace(".linear.", "."): p for n, p in llama.named_parameters() if n[-2:] not in (".A", ".B")}
     assert frozen.keys() == before.keys() and all(torch.equal(p, before[n]) for n, p in frozen.items())
     assert all(m.B.abs().max() > 0 for m in layers.values())

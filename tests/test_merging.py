@@ -7,9 +7,9 @@ from conftest import ROOT, ran
 from slmkit.adapt.merging import (Routed, added, difference, expert, factors, gated, gist, storage_figure, ties,
     ties_vector, total, train_router, weights)
 from slmkit.core.data import load
-from slmkit.core.generate import answers, read
+from slmkit.core.generate import generate_answers, encode_prompts
 from slmkit.core.settings import KitError
-from slmkit.core.zoo import linears
+from slmkit.core.zoo import linear_layers
 
 NB = ROOT/"nbs/adapt/merging.ipynb"
 
@@ -75,7 +75,7 @@ def test_router_is_scikit_learns_logistic_regression():
 
 def test_gist_ignores_padding(base):
     model, tok = base
-    short, mixed = read(model, tok, ["lena likes the ship ."], 64), read(model, tok,
+    short, mixed = encode_prompts(model, tok, ["lena likes the ship ."], 64), encode_prompts(model, tok,
         ["lena likes the ship .", "sam wants the journey . " * 4], 64)
     assert torch.allclose(gist(model, *short)[0], gist(model, *mixed)[0], atol=1e-6)
 
@@ -85,7 +85,7 @@ def test_experts_change_matrices_only_and_leave_the_base_alone(base):
     trained, history = expert(model, tok, load("topics", "train", 16), 0, 2, 1e-2, 4)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()) and history.steps == 2
     changed = {k for k, v in trained.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {f"{n}.weight" for n in linears(model)}
+    assert changed == {f"{n}.weight" for n in linear_layers(model)}
     assert not any("embed" in k or "norm" in k or "lm_head" in k for k in changed)
 
 def router_for(model, gates):
@@ -98,7 +98,7 @@ def router_for(model, gates):
 def test_whole_parts_give_the_expert_back(base, vectors):
     model, tok = base
     shared = total(vectors, .3)
-    batch = dict(zip(("input_ids", "attention_mask"), read(model, tok, ["lena likes the ship .", "is it cold ?"], 64)))
+    batch = dict(zip(("input_ids", "attention_mask"), encode_prompts(model, tok, ["lena likes the ship .", "is it cold ?"], 64)))
     parts = [{n: factors(x, 999) for n, x in difference(v, shared).items()} for v in vectors]
     with torch.no_grad():
         want = added(model, vectors[1])(**batch).logits
@@ -117,22 +117,22 @@ def test_rows_of_a_mixed_batch_are_those_of_models_merged_one_by_one(base, vecto
         "is it cold in oslo now ? please tell me that , will you ."]
     shared = total(vectors, .2)
     parts = [{n: factors(x, 4) for n, x in difference(v, shared).items()} for v in vectors]
-    gists = gist(model, *read(model, tok, inputs, 64))
+    gists = gist(model, *encode_prompts(model, tok, inputs, 64))
     router = train_router(gists, torch.tensor([0, 1, 2]), penalty=5.)   # so soft that all parts count
     merged = added(model, shared)
     routed = Routed(merged, parts, router)
-    together = answers(merged, tok, inputs, most=6, bar=False)
+    together = generate_answers(merged, tok, inputs, max_new_tokens=6, progress=False)
     with torch.no_grad():
-        ids, mask = read(model, tok, inputs, 64)
+        ids, mask = encode_prompts(model, tok, inputs, 64)
         places = (mask.cumsum(1) - 1).clamp(min=0)
         logits = merged(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, -1]
         for i, x in enumerate(inputs):
             w = router(gists[i:i + 1]).softmax(-1)[0]
             assert .1 < w.max() < .9
             one = added(model, {n: shared[n] + sum(a*p[n][0] @ p[n][1] for a, p in zip(w, parts)) for n in shared})
-            ids, mask = read(model, tok, [x], 64)
+            ids, mask = encode_prompts(model, tok, [x], 64)
             assert torch.allclose(one(input_ids=ids).logits[0, -1], logits[i], atol=2e-3)
-            assert answers(one, tok, [x], most=6, bar=False) == together[i:i + 1]
+            assert generate_answers(one, tok, [x], max_new_tokens=6, progress=False) == together[i:i + 1]
     routed.remove()
 
 def test_transformers_generate_agrees_with_the_kits_loop(base, vectors):
@@ -142,11 +142,11 @@ def test_transformers_generate_agrees_with_the_kits_loop(base, vectors):
     merged = added(model, shared)
     parts = [{n: factors(x, 4) for n, x in difference(v, shared).items()} for v in vectors]
     Routed(merged, parts, router_for(model, [.2, .3, .5]))
-    ids, mask = read(model, tok, inputs, 64)
+    ids, mask = encode_prompts(model, tok, inputs, 64)
     said = merged.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False,
         num_beams=1)[:, ids.shape[1]:]
     texts = [s.strip() for s in tok.batch_decode(said, skip_special_tokens=True)]
-    assert texts == answers(merged, tok, inputs, most=5, bar=False)
+    assert texts == generate_answers(merged, tok, inputs, max_new_tokens=5, progress=False)
 
 def test_gated_with_ranks_cut_by_a_small_matrix_and_its_gradient():
     x, up, down, gates = stack(0, 2, (3, 4)), stack(1, 1, (5, 6))[0], stack(2, 1, (6, 4))[0], stack(3, 1, (2, 3))[0]

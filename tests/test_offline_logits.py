@@ -217,7 +217,7 @@ def test_batches_in_any_order_meet_their_own_targets(tiny, tmp_path):
     with torch.no_grad():
         for p in other.parameters(): p.add_(torch.randn_like(p)*.3)
     assert fingerprint(other) != fingerprint(model) == store.header["teacher"]
-    h = fit(other, loss, data, steps=60, lr=1e-2, bar=False)
+    h = fit(other, loss, data, steps=60, lr=1e-2, progress=False)
     assert np.mean(h.loss[-6:]) < .3*np.mean(h.loss[:6])
 
 # ---- the notebook

@@ -8,7 +8,7 @@ from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms,
     sparsity_figure, square_head, wanda, zeros)
 from slmkit.core.fit import batches, collate, fit
 from slmkit.core.settings import KitError
-from slmkit.core.zoo import linears
+from slmkit.core.zoo import linear_layers
 
 NB = ROOT/"nbs/compress/sparse_recovery.ipynb"
 SHAPE = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
@@ -55,7 +55,7 @@ def test_of_equals_the_first_goes():
 def test_norms_equal_the_authors_running_mean_and_padding_is_left_out(data):
     model, heard = llama(), {}
     def hook(name): return lambda m, args: heard.setdefault(name, []).append(args[0])
-    hooks = [m.register_forward_pre_hook(hook(n)) for n, m in linears(model).items()]
+    hooks = [m.register_forward_pre_hook(hook(n)) for n, m in linear_layers(model).items()]
     with torch.no_grad():
         for b in data: model.base_model(b["input_ids"], b["attention_mask"])
     for h in hooks: h.remove()
@@ -70,14 +70,14 @@ def test_norms_equal_the_authors_running_mean_and_padding_is_left_out(data):
                 samples += 1
                 for t in tokens: total = total + t**2
         assert torch.allclose(norms[name].double(), total.sqrt(), rtol=1e-5)
-        w = linears(model)[name].weight.detach()
+        w = linear_layers(model)[name].weight.detach()
         theirs = w.double().abs()*mean.sqrt()
         assert torch.equal(mask_of(theirs, .75), masks_of(model, .75, norms)[name])
 
 def test_torchs_own_pruning_gives_the_magnitude_mask():
     from torch.nn.utils import prune as peer
     model = llama()
-    for name, m in linears(model).items():
+    for name, m in linear_layers(model).items():
         for r in range(0, len(m.weight), 5):
             row = torch.nn.Module()
             row.w = torch.nn.Parameter(m.weight[r].detach().clone())
@@ -109,22 +109,22 @@ def test_masked_weights_stay_exactly_zero_while_all_others_learn(data):
     masks = masks_of(model, .6, input_norms(model, data))
     before = copy.deepcopy(model)
     student = prune(copy.deepcopy(model), masks)
-    kept = {n: m.weight.detach().clone() for n, m in linears(student).items()}
+    kept = {n: m.weight.detach().clone() for n, m in linear_layers(student).items()}
     stream = batches(rows(40), 8, 0, random.Random(0))
-    h = fit(student, recovering(model, "layers"), stream, steps=12, lr=.1, bar=False)
-    assert all((m.weight[~masks[n]] == 0).all() for n, m in linears(student).items())
-    moved = torch.cat([(m.weight != kept[n])[masks[n]] for n, m in linears(student).items()])
+    h = fit(student, recovering(model, "layers"), stream, steps=12, lr=.1, progress=False)
+    assert all((m.weight[~masks[n]] == 0).all() for n, m in linear_layers(student).items())
+    moved = torch.cat([(m.weight != kept[n])[masks[n]] for n, m in linear_layers(student).items()])
     assert moved.float().mean() > .9  # all but those behind a head or a channel that lost every other weight
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters()))  # the teacher is left alone
     assert zeros(student) == pytest.approx(sum((~m).sum().item() for m in masks.values())/sum(m.numel()
             for m in masks.values()))
-    free = fit(copy.deepcopy(student), recovering(model, "labels"), stream, steps=2, lr=.1, bar=False)
+    free = fit(copy.deepcopy(student), recovering(model, "labels"), stream, steps=2, lr=.1, progress=False)
     assert free.steps == 2
 
 def test_a_copy_is_free_again(data):
     model = llama()
     copied = copy.deepcopy(prune(copy.deepcopy(model), masks_of(model, .5)))
-    fit(copied, recovering(model, "labels"), batches(rows(40), 8, 0, random.Random(0)), steps=2, lr=.1, bar=False)
+    fit(copied, recovering(model, "labels"), batches(rows(40), 8, 0, random.Random(0)), steps=2, lr=.1, progress=False)
     assert zeros(copied) < .01
 
 def test_counts():
@@ -220,7 +220,7 @@ def test_the_control_teacher_reads_another_row(data):
 def test_bad_input():
     from transformers import GPT2Config, GPT2LMHeadModel
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(KitError, match="a GPT2LMHeadModel keeps its weights in no nn.Linear") as e: linears(gpt)
+    with pytest.raises(KitError, match="a GPT2LMHeadModel keeps its weights in no nn.Linear") as e: linear_layers(gpt)
     assert "\n" not in str(e.value)
     with pytest.raises(KitError, match="no whole number of groups of 5"): masks_of(llama(), .5, group=5)
     with pytest.raises(KitError, match="no kind 'logit': did you mean"): recovering(None, "logit")

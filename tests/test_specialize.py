@@ -4,7 +4,7 @@ import copy, itertools, json, math, random, warnings
 import pytest, torch
 import torch.nn.functional as F
 from conftest import ROOT, executed_in
-from slmkit.core.fit import arm, batches, collate, fit, rows_for
+from slmkit.core.fit import fresh_copy, batches, collate, fit, rows_for
 from slmkit.core.settings import KitError
 from slmkit.distill.specialize import (aligned, at_targets, knows, losses, matched, numbered, plain_loss, right_only,
     solutions, solved, top_k_loss, top_tokens, watched, with_shots)
@@ -123,15 +123,15 @@ def test_matching_teaches_what_the_teacher_thinks(tiny):
         for p in student.parameters(): p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1))*.3)
     rows = numbered(rows_for(student, tok, Q, A))
     h = fit(student, matched(*top_tokens(models["lm"], rows, 0, 5)), batches(rows, 3, 0, random.Random(0)), steps=60,
-        lr=1e-2, bar=False)
+        lr=1e-2, progress=False)
     assert h.loss[-1] < .5*h.loss[0]
 
 def test_watching_changes_nothing(tiny):
     models, tok = tiny
     rows, seen = rows_for(models["lm"], tok, Q, A), {}
     def look(number, model): seen[number] = (model.training, solved(model, tok, Q, A, most=3))
-    plain, looked = (fit(arm(models["lm"], 0), loss, batches(rows, 2, 0, random.Random(0)), steps=6, half=True,
-            bar=False).loss for loss in (plain_loss, watched(plain_loss, {0, 3}, look)))
+    plain, looked = (fit(fresh_copy(models["lm"], 0), loss, batches(rows, 2, 0, random.Random(0)), steps=6, bf16=True,
+            progress=False).loss for loss in (plain_loss, watched(plain_loss, {0, 3}, look)))
     assert plain == looked and set(seen) == {0, 3} and not any(t for t, _ in seen.values())
 
 def test_solutions_are_drawn_the_same_from_the_same_seed(tiny):

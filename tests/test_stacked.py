@@ -49,8 +49,8 @@ def replicas(kind, n=3, double=False):
 def both(kind, double=False, n=3, lr=.01, **how):
     "(models, histories) one by one and together, from the same start."
     apart, joint = ([copy.deepcopy(m) for m in replicas(kind, n, double)] for _ in range(2))
-    a = fit_many(apart, loss, [feed(kind, i) for i in range(n)], stacked=False, lr=lr, bar=False, **how)
-    b = fit_many(joint, loss, [feed(kind, i) for i in range(n)], stacked=True, lr=lr, bar=False, **how)
+    a = fit_many(apart, loss, [feed(kind, i) for i in range(n)], stacked=False, lr=lr, progress=False, **how)
+    b = fit_many(joint, loss, [feed(kind, i) for i in range(n)], stacked=True, lr=lr, progress=False, **how)
     return apart, joint, a, b
 
 def off(apart, joint):
@@ -83,7 +83,7 @@ def test_in_single_precision_the_losses_differ_as_by_another_order_of_summation(
     how = dict(steps=12, lr=.003)  # so few that a rounding is not yet a path of its own, as it is after 20 at .01
     _, joint, a, b = both(kind, **how)
     orders = [fit_many(replicas(kind), loss, [reordered(feed(kind, i), seed) for i in range(3)], stacked=False,
-        bar=False, **how) for seed in range(3)]
+        progress=False, **how) for seed in range(3)]
     rounding = max(furthest(a, c) for c in orders)
     assert 0 < rounding and furthest(a, b) < 10*rounding
     assert a[0].loss != a[1].loss and furthest(a[:1], a[1:2]) > 1e3*rounding  # another replica would be seen
@@ -109,8 +109,8 @@ def test_nested_batches_of_two_tasks():
     def feeds():
         for x, y in zip(feed("t5", 0), feed("t5", 1)): yield dict(a=x, b=y)
     apart, joint = (replicas("t5", 2, True) for _ in range(2))
-    a = fit_many(apart, two, [feeds(), feeds()], stacked=False, steps=3, bar=False)
-    b = fit_many(joint, two, [feeds(), feeds()], stacked=True, steps=3, bar=False)
+    a = fit_many(apart, two, [feeds(), feeds()], stacked=False, steps=3, progress=False)
+    b = fit_many(joint, two, [feeds(), feeds()], stacked=True, steps=3, progress=False)
     assert off(apart, joint) < 2e-6 and [h.tokens for h in a] == [h.tokens for h in b]
 
 def test_bfloat16_trains():
@@ -119,7 +119,7 @@ def test_bfloat16_trains():
 
 def refused(match, models, data, loss=loss, **how):
     with pytest.raises(KitError, match=match) as e:
-        fit_many(models, loss, data, stacked=True, bar=False, **{"steps": 2} | how)
+        fit_many(models, loss, data, stacked=True, progress=False, **{"steps": 2} | how)
     assert "\n" not in str(e.value)
 
 def test_what_can_not_be_stacked_is_one_clear_line():
@@ -141,7 +141,7 @@ def test_what_can_not_be_stacked_is_one_clear_line():
     refused("NaN or infinite", replicas("llama", 2), feeds(), lambda m, b: loss(m, b)*float("nan"))
 
 def test_on_a_cpu_they_go_one_by_one_unless_told():
-    hs = fit_many(replicas("llama", 2), loss, [feed("llama", i) for i in range(2)], steps=1, bar=False)
+    hs = fit_many(replicas("llama", 2), loss, [feed("llama", i) for i in range(2)], steps=1, progress=False)
     assert [h.stacked for h in hs] == [False, False]
 
 MANY = RECORD.replace("def record(self, value):", "def record(self, value, seed):")

@@ -9,7 +9,7 @@ from conftest import ROOT, ran
 from slmkit.compress.weight_only import (
     QuantLinear, affine, bits_figure, dequantize, effective_bits, granularity, own_tensors, pack, quantize,
     quantized, quantized_layers, read_back, round_trip, save, scales_only, spread, unpack)
-from slmkit.core.zoo import linears
+from slmkit.core.zoo import linear_layers
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
@@ -92,8 +92,8 @@ def test_only_scales_learn_and_their_gradient_is_the_one_written_out():
 def test_layers_leave_the_head_and_the_original_alone(lm):
     model, _ = lm
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    q = quantized(model, 4, {n: 8 if "down" in n else 1 for n in linears(model)})
-    assert set(quantized_layers(q)) == set(linears(model))
+    q = quantized(model, 4, {n: 8 if "down" in n else 1 for n in linear_layers(model)})
+    assert set(quantized_layers(q)) == set(linear_layers(model))
     assert type(q.lm_head) is nn.Linear
     assert q.lm_head.weight is q.model.embed_tokens.weight
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -107,19 +107,19 @@ def test_bits_a_weight_are_what_lies_on_the_disk(lm, tmp_path):
         size = save(q, tmp_path/"m.safetensors")
         assert size == (tmp_path/"m.safetensors").stat().st_size
         on_disk = load_file(tmp_path/"m.safetensors")
-        ours = sum(t.nbytes for n, t in on_disk.items() if n.rpartition(".")[0] in linears(model))
-        weights = sum(x.weight.numel() for x in linears(model).values())
+        ours = sum(t.nbytes for n, t in on_disk.items() if n.rpartition(".")[0] in linear_layers(model))
+        weights = sum(x.weight.numel() for x in linear_layers(model).values())
         assert effective_bits(q) == pytest.approx(8*ours/weights)
         want = sum(x.weight.numel()*(bits + (16 + bits)*parts/x.weight.shape[1])
-            for x in linears(model).values())/weights
+            for x in linear_layers(model).values())/weights
         assert effective_bits(q) == pytest.approx(want, rel=1e-3)
-        rest = 2*sum(t.numel() for n, t in own_tensors(model).items() if n.rpartition(".")[0] not in linears(model))
+        rest = 2*sum(t.numel() for n, t in own_tensors(model).items() if n.rpartition(".")[0] not in linear_layers(model))
         assert 0 < size - ours - rest < 20_000  # the header
 
 def test_a_model_read_back_gives_the_same_logits(lm, tmp_path):
     model, tok = lm
     ids = torch.tensor([tok("the home of ana is in", add_special_tokens=False)["input_ids"]])
-    for bits, parts in ((3, 1), (4, {n: 1 + ("k_proj" in n) for n in linears(model)})):
+    for bits, parts in ((3, 1), (4, {n: 1 + ("k_proj" in n) for n in linear_layers(model)})):
         q = quantized(model, bits, parts)
         save(q, tmp_path/"m.safetensors")
         back = read_back(tmp_path/"m.safetensors", model)
@@ -140,10 +140,10 @@ def qwen(tok, folder=None, **more):
 def test_another_architecture_with_biases_and_a_head_of_its_own(lm, tmp_path):
     model = qwen(lm[1])
     with torch.no_grad():
-        for x in linears(model).values():
+        for x in linear_layers(model).values():
             if x.bias is not None: x.bias.normal_()
     q, ids = quantized(model, 4, 2), torch.tensor([[5, 6, 7]])
-    assert "lm_head" not in linears(model) and not model.config.tie_word_embeddings
+    assert "lm_head" not in linear_layers(model) and not model.config.tie_word_embeddings
     save(q, tmp_path/"m.safetensors")
     with torch.no_grad():
         assert torch.equal(read_back(tmp_path/"m.safetensors", model)(input_ids=ids).logits, q(input_ids=ids).logits)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
-from ..core.fit import collate, to
+from ..core.fit import collate, to_device
 from ..core.settings import KitError
 
 # %% ../../nbs/adapt/ladder_side.ipynb #37ab1530
@@ -106,7 +106,7 @@ def fisher(
     model = copy.deepcopy(model).requires_grad_(True)
     out = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for row in rows:
-        model.zero_grad(); loss(model, to(collate([row], pad), model.device)).backward()
+        model.zero_grad(); loss(model, to_device(collate([row], pad), model.device)).backward()
         for n, p in model.named_parameters(): out[n] += 0 if p.grad is None else p.grad**2
     return out
 

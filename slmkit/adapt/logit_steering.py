@@ -11,7 +11,7 @@ __all__ = ['PLACES', 'together', 'cut', 'shift', 'check_pair', 'steered', 'match
 import copy
 import torch
 import torch.nn.functional as F
-from ..core.decode import steps_of, stops_of
+from ..core.decode import steps_class, stop_tokens
 from ..core.settings import KitError
 
 # %% ../../nbs/adapt/logit_steering.ipynb #9269509e
@@ -24,10 +24,10 @@ def together(
     most,           # new tokens at most
 ):
     "Greedy new tokens, int64[rows, at most `most`], with padding after a stop token. KitError for other architectures."
-    kinds = [steps_of(m.eval()) for m in models]
+    kinds = [steps_class(m.eval()) for m in models]
     if None in kinds: raise KitError(f"together: no support for {models[kinds.index(None)].config.model_type}")
     steps = [kind(m, input_ids, attention_mask, most) for kind, m in zip(kinds, models)]
-    (ends, pad), logits, out = stops_of(models[0]), [s.first for s in steps], []
+    (ends, pad), logits, out = stop_tokens(models[0]), [s.first for s in steps], []
     done, width = torch.zeros_like(input_ids[:, 0], dtype=torch.bool), min(x.shape[-1] for x in logits)
     while True:
         token = fuse(*(x[:, :width].log_softmax(-1) for x in logits)).argmax(-1)

@@ -13,9 +13,9 @@ import copy, random
 from functools import partial
 import torch
 import torch.nn.functional as F
-from ..core.fit import arm, batches, fit, prompted
+from ..core.fit import fresh_copy, batches, fit, encode_causal
 from ..core.settings import KitError
-from ..core.zoo import linears
+from ..core.zoo import linear_layers
 
 # %% ../../nbs/adapt/merging.ipynb #1ba48232
 def expert(
@@ -24,16 +24,17 @@ def expert(
     steps, lr, size, # updates, relative learning rate, rows a batch
 ):
     "(copy of the base whose linear layers have learned to write the labels, history of `fit`)."
-    model = arm(base, seed).requires_grad_(False)
-    for layer in linears(model).values(): layer.weight.requires_grad_()
-    data = batches(prompted(tokenizer, rows["input"], rows["label"]), size, tokenizer.pad_token_id, random.Random(seed))
-    history = fit(model, lambda m, b: m(**b).loss, data, steps=steps, lr=lr, relative=True, bar=False)
+    model = fresh_copy(base, seed).requires_grad_(False)
+    for layer in linear_layers(model).values(): layer.weight.requires_grad_()
+    data = batches(encode_causal(tokenizer, rows["input"], rows["label"]), size, tokenizer.pad_token_id,
+                   random.Random(seed))
+    history = fit(model, lambda m, b: m(**b).loss, data, steps=steps, lr=lr, relative_lr=True, progress=False)
     return model.eval(), history
 
 # %% ../../nbs/adapt/merging.ipynb #1be03911
 def weights(model):
     "{name: weight} of the linear layers, without gradients."
-    return {n: layer.weight.detach() for n, layer in linears(model).items()}
+    return {n: layer.weight.detach() for n, layer in linear_layers(model).items()}
 def difference(a, b):
     "{name: a - b} of two such dicts."
     return {n: a[n] - b[n] for n in a}
@@ -46,7 +47,7 @@ def added(base, vector):
     "A copy of the base whose matrices are moved by the vector."
     model = copy.deepcopy(base)
     with torch.no_grad():
-        for n, layer in linears(model).items(): layer.weight += vector[n]
+        for n, layer in linear_layers(model).items(): layer.weight += vector[n]
     return model
 
 # %% ../../nbs/adapt/merging.ipynb #bc7e78c4
@@ -128,7 +129,7 @@ class Routed:
             raise KitError(f"Routed: the router tells {router.out_features} tasks apart, there are {len(parts)} parts")
         self.model, self.router, self.gates = model, router, None
         self.hooks = [model.register_forward_pre_hook(self.route, with_kwargs=True)]
-        for n, layer in linears(model).items():
+        for n, layer in linear_layers(model).items():
             up, down = torch.cat([p[n][0] for p in parts], 1), torch.cat([p[n][1] for p in parts])
             self.hooks.append(layer.register_forward_hook(partial(self.after, up, down)))
     def route(self, model, args, kwargs):

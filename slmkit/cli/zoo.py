@@ -122,13 +122,13 @@ def built(
     steps=0, # 0 = the stage's own
 ):
     "Make the model; gives the last loss. KitError for an unknown recipe or a folder that is taken."
-    from slmkit.recipes.models import run_stage, start_of
+    from slmkit.recipes.models import run_stage, stage_start
     from slmkit.toyland.tokenizer import build_tokenizer
-    start_of(name, stage, build_tokenizer(), seed)  # whatever is wrong with it is told before anything is written
+    stage_start(name, stage, build_tokenizer(), seed)  # whatever is wrong with it is told before anything is written
     if Path(out).exists(): raise KitError(f"zoo build: {out} exists: name a new folder with --out")
     try: Path(f"{out}.part").mkdir(parents=True, exist_ok=True)
     except OSError as e: raise KitError(f"zoo build: {out} can't be written ({e.strerror}): name another with --out")
-    return run_stage(name, stage, seed, steps, out, bar=True)[1][-1]["loss"]
+    return run_stage(name, stage, seed, steps, out, progress=True)[1][-1]["loss"]
 
 # %% ../../nbs/cli/zoo.ipynb #92a057c1
 def _build(group):

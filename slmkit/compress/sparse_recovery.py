@@ -12,7 +12,7 @@ __all__ = ['DISTANCES', 'KINDS', 'WAYS', 'mask_of', 'input_norms', 'wanda', 'mas
 import torch
 import torch.nn.functional as F
 from ..core.settings import KitError, nearest
-from ..core.zoo import linears
+from ..core.zoo import linear_layers
 from ..distill.kd_head import divergence
 
 # %% ../../nbs/compress/sparse_recovery.ipynb #6c71f9af
@@ -36,7 +36,8 @@ def input_norms(
     "{name: float[inputs]}: L2 norm of each input of each linear layer over all tokens, padding left out."
     squares, here = {}, None
     def hear(name, x): squares[name] = squares.get(name, 0) + x[here].float().pow(2).sum(0)
-    hooks = [m.register_forward_pre_hook(lambda m, args, n=n: hear(n, args[0])) for n, m in linears(model).items()]
+    hooks = [m.register_forward_pre_hook(lambda m, args, n=n: hear(n, args[0])) for n,
+             m in linear_layers(model).items()]
     try:
         for batch in data:
             here = batch["attention_mask"] == 1
@@ -63,7 +64,7 @@ def masks_of(
 ):
     "{name: bool mask} of all linear layers. KitError where a group does not divide a row."
     out = {}
-    for n, m in linears(model).items():
+    for n, m in linear_layers(model).items():
         w = m.weight.detach().float()
         if group and w.shape[1] % group: raise KitError(f"sparse_recovery: rows of {n} have {w.shape[1]} weights: no "
                                                         f"whole number of groups of {group}")
@@ -76,7 +77,7 @@ def prune(
     masks, # {name: bool mask} of `masks_of`
 ):
     "Set the masked weights to 0 and let no gradient reach them; gives the model. A later deepcopy is free again."
-    for n, m in linears(model).items():
+    for n, m in linear_layers(model).items():
         with torch.no_grad(): m.weight.mul_(masks[n])
         m.weight.register_hook(lambda grad, mask=masks[n]: grad*mask)
     return model
@@ -84,7 +85,7 @@ def prune(
 # %% ../../nbs/compress/sparse_recovery.ipynb #bf3dfea7
 def zeros(model):
     "Share of the weights in linear layers that are exactly 0."
-    w = [m.weight for m in linears(model).values()]
+    w = [m.weight for m in linear_layers(model).values()]
     return sum((x == 0).sum().item() for x in w)/sum(x.numel() for x in w)
 
 # %% ../../nbs/compress/sparse_recovery.ipynb #b5a47de2

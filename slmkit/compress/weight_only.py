@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ..core.settings import KitError
-from ..core.zoo import linears
+from ..core.zoo import linear_layers
 
 # %% ../../nbs/compress/weight_only.ipynb #0241320c
 def affine(
@@ -108,7 +108,7 @@ def quantized(
     "A copy whose linear layers are QuantLinear, whatever else it has left as it was."
     model = copy.deepcopy(model)
     of = lambda n: parts[n] if isinstance(parts, dict) else parts
-    for n, x in linears(model).items(): put(model, n, QuantLinear(x, bits, of(n)))
+    for n, x in linear_layers(model).items(): put(model, n, QuantLinear(x, bits, of(n)))
     return model
 
 # %% ../../nbs/compress/weight_only.ipynb #1f1a196a
@@ -154,7 +154,7 @@ def read_back(
     try: layers = json.loads(safe_open(path, "pt").metadata()["weight_only"])
     except Exception as e: raise KitError(f"weight_only: {path} is not a file of `save` ({type(e).__name__})") from None
     model, tensors = copy.deepcopy(like), load_file(path)
-    for n, x in linears(model).items():
+    for n, x in linear_layers(model).items():
         if n in layers: put(model, n, QuantLinear(x, *layers[n]))
     mine = own_tensors(model)
     odd = [n for n in {*mine, *tensors} if n not in mine or n not in tensors or mine[n].shape != tensors[n].shape]

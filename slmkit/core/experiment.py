@@ -13,11 +13,11 @@ from collections import UserDict
 from fastcore.basics import patch
 from .data import load, metric_of
 from . import fit as training, generate
-from .fit import arm, batches, encode_lm, lm_loss, marked, rows_for
+from .fit import fresh_copy, batches, encode_lm, lm_loss, encode_texts, rows_for
 from .generate import choice_scores, class_scores
 from .score import Share, correct, standard_error
 from .settings import KitError
-from .zoo import load_model, place, warn_unknown
+from .zoo import load_model, model_path, warn_unknown
 
 # %% ../../nbs/core/30_experiment.ipynb #c5df5607
 class Trial:
@@ -30,7 +30,7 @@ class Trial:
     ):
         for k in ("model", "data"):
             if not getattr(cfg, k): raise KitError(f"profile {cfg.profile} has no {k} of its own: give --{k} NAME")
-        place(cfg.model)  # a wrong name is said before data are read
+        model_path(cfg.model)  # a wrong name is said before data are read
         self.cfg, self.seed, self.kind, self.knobs = cfg, seed, kind, knobs
         read = lambda split, n: load(cfg.data, split, getattr(cfg, n, 0) or 0, seed, cfg.columns, **knobs)
         self.train, self.test = read("train", "n"), read("test", "test")
@@ -59,12 +59,12 @@ def fit(
     **how,        # of `core.fit.fit`
 ):
     "(trained copy of the base, its history). Raises KitError where tokens differ from those of `like` by over 2 %."
-    cfg, model = self.cfg, arm(base or self.base, self.seed)
+    cfg, model = self.cfg, fresh_copy(base or self.base, self.seed)
     if prepare: prepare(model)
     if isinstance(rows, list): rows = batches(rows, cfg.batch_size, self.tok.pad_token_id, random.Random(self.seed))
     if like: tokens = like.tokens
     elif not steps and not tokens: steps = cfg.steps
-    how = dict(relative=getattr(cfg, "relative", False), half=getattr(cfg, "half", False), bar=False) | how
+    how = dict(relative_lr=getattr(cfg, "relative_lr", False), bf16=getattr(cfg, "bf16", False), progress=False) | how
     history = training.fit(model, loss, rows, steps=steps, tokens=tokens, lr=lr or cfg.lr, **how)
     if like: check_equal(history, like)
     return model.eval(), history
@@ -87,7 +87,7 @@ def rows(
     inputs = list(self.train["input"]) if inputs is None else inputs
     targets = list(self.train["label"]) if targets is None else targets
     if self.kind != "classifier": return rows_for(self.base, self.tok, inputs, targets, max_length)
-    encoded = marked(self.tok, inputs, max_length)
+    encoded = encode_texts(self.tok, inputs, max_length)
     return [r | dict(labels=[self.labels.index(label)]) for r, label in zip(encoded, targets)]
 
 # %% ../../nbs/core/30_experiment.ipynb #f3c73bf9
@@ -96,7 +96,7 @@ def scores(self: Trial, model, rows=None): # an arm; Dataset with `input`, None 
     "Log-scores of the labels, float32[rows, labels]: of a classifier's classes, or of each label as an answer."
     inputs = list((rows or self.test)["input"])
     if self.kind != "classifier": return choice_scores(model, self.tok, inputs, self.labels)
-    return class_scores(model, marked(self.tok, inputs), self.tok.pad_token_id).log_softmax(-1)
+    return class_scores(model, encode_texts(self.tok, inputs), self.tok.pad_token_id).log_softmax(-1)
 
 # %% ../../nbs/core/30_experiment.ipynb #2bbfa5df
 @patch
@@ -105,7 +105,7 @@ def answers(self: Trial, model, rows=None, prefix=""): # an arm; None = the test
     rows = rows or self.test
     if self.kind in ("classifier", "masked"): return [self.labels[i] for i in self.scores(model, rows).argmax(1)]
     asked = [prefix + text for text in rows["input"]]
-    return generate.answers(model, self.tok, asked, most=self.cfg.max_new_tokens, bar=False)
+    return generate.generate_answers(model, self.tok, asked, max_new_tokens=self.cfg.max_new_tokens, progress=False)
 
 # %% ../../nbs/core/30_experiment.ipynb #27937452
 @patch

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from .fit import kind_of
 from .settings import KitError
-from .zoo import linears
+from .zoo import linear_layers
 
 # %% ../../nbs/core/31_lora.ipynb #f9ba82d2
 class LoRALinear(nn.Module):
@@ -41,7 +41,7 @@ def targeted(
     targets, # list of str, names of layers or ends of names; None = every linear layer but the output head
 ):
     "{name: nn.Linear} of the layers to adapt. Raises KitError where a target fits no layer."
-    if targets is None: return linears(model)
+    if targets is None: return linear_layers(model)
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     fits = lambda name, target: f".{name}".endswith(f".{target}")
     for t in targets:

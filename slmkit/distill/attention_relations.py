@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
-from ..core.fit import batches, fit, marked
-from ..core.generate import classified
+from ..core.fit import batches, fit, encode_texts
+from ..core.generate import predict_classes
 from ..core.settings import KitError, seed_everything
 from .kd_head import divergence
 
@@ -155,10 +155,10 @@ def judged(
     cfg, seed,          # knobs: tune, tune_size, tune_lr, relative; order of the rows
 ):
     "Labels that a classifier gives to the test rows after fine-tuning, list of str."
-    rows = [r | dict(labels=[names.index(l)]) for r, l in zip(marked(tok, train["input"]), train["label"])]
+    rows = [r | dict(labels=[names.index(l)]) for r, l in zip(encode_texts(tok, train["input"]), train["label"])]
     data = batches(rows, cfg.tune_size, tok.pad_token_id, random.Random(seed))
-    fit(model, lambda m, b: m(**b).loss, data, steps=cfg.tune, lr=cfg.tune_lr, relative=cfg.relative, bar=False)
-    return [names[i] for i in classified(model, marked(tok, test["input"]), tok.pad_token_id)]
+    fit(model, lambda m, b: m(**b).loss, data, steps=cfg.tune, lr=cfg.tune_lr, relative_lr=cfg.relative, progress=False)
+    return [names[i] for i in predict_classes(model, encode_texts(tok, test["input"]), tok.pad_token_id)]
 
 # %% ../../nbs/distill/attention_relations.ipynb #5662f0b4
 def masked(batch, tok, share=.2):

@@ -13,7 +13,7 @@ import math
 from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
-from ..core.decode import product
+from ..core.decode import linear_product
 from ..core.settings import KitError
 
 # %% ../../nbs/distill/kd_head.ipynb #969831a2
@@ -95,10 +95,10 @@ def head_sums(
     loss = torch.zeros((), dtype=torch.float64, device=student_hidden.device)
     for i in range(0, n, rows):
         x, y = student_hidden[i:i + rows], teacher_hidden[i:i + rows]
-        s, t = product(x, student_head), product(y, teacher_head)
+        s, t = linear_product(x, student_head), linear_product(y, teacher_head)
         for j in range(0, len(x), strip): loss += block(s[j:j + strip], t[j:j + strip], spare, beta)
-        if want_hidden: grads[0][i:i + rows] = product(t, student_head.T)
-        if want_head: grads[1] += product(t.T, x.T)
+        if want_hidden: grads[0][i:i + rows] = linear_product(t, student_head.T)
+        if want_head: grads[1] += linear_product(t.T, x.T)
         del s, t  # before the next part makes its own
     weight = 1 - beta if 0 < beta < 1 else 1
     return loss, *(g if g is None else g.mul_(weight) for g in grads)

@@ -167,7 +167,7 @@ def study(
         for step, batch in enumerate(data):
             if step in marks[:-1]: seen.append(look(student))
             yield batch
-    h = fit(student, loss, watched(), steps=marks[-1], lr=lr, bar=False)
+    h = fit(student, loss, watched(), steps=marks[-1], lr=lr, progress=False)
     h.seen = [*seen, look(student)]
     return h
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..core.fit import collate, to
+from ..core.fit import collate, to_device
 from ..core.settings import KitError
 from .kd_head import headless
 
@@ -51,7 +51,8 @@ def answered(
 ):
     "The model's logits in the order of the questions, batch by batch: an iterator of float[questions, vocabulary]."
     model.eval()
-    for i in range(0, len(rows), size): yield answers(model, to(collate(rows[i:i + size], pad), model.device))[0].cpu()
+    for i in range(0, len(rows), size): yield answers(model,
+                                                      to_device(collate(rows[i:i + size], pad), model.device))[0].cpu()
 
 # %% ../../nbs/distill/offline_logits.ipynb #6544d85b
 NEVER = -1e4  # the logarithm of no probability at all: finite in float16 too, and 0 times it is 0

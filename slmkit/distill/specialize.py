@@ -13,8 +13,8 @@ import random
 import torch
 import torch.nn.functional as F
 from ..core.decode import decode
-from ..core.fit import collate, rows_for, to, two_sided
-from ..core.generate import answers, read
+from ..core.fit import collate, rows_for, to_device, is_encoder_decoder
+from ..core.generate import generate_answers, encode_prompts
 from ..core.score import accuracy
 from ..core.settings import KitError
 from .step_by_step import MARK
@@ -42,7 +42,7 @@ def solved(
     metric="exact", # exact | equation
 ):
     "Share of right answers: what stands after the mark, if there is one, up to a full stop."
-    said = answers(model, tok, list(inputs), most=most, bar=False)
+    said = generate_answers(model, tok, list(inputs), max_new_tokens=most, progress=False)
     return accuracy([s.split(MARK.strip())[-1].split(" .")[0] for s in said], list(labels), metric)
 
 # %% ../../nbs/distill/specialize.ipynb #380cba99
@@ -56,9 +56,9 @@ def losses(
     rows = [dict(r, labels=r["labels"][:-1] + [-100]) for r in rows_for(model, tok, inputs, targets)]
     out, turn = [], sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     for i in range(0, len(rows), size):
-        batch = to(collate([rows[j] for j in turn[i:i + size]], tok.pad_token_id), model.device)
+        batch = to_device(collate([rows[j] for j in turn[i:i + size]], tok.pad_token_id), model.device)
         z, due = model.eval()(**batch).logits.float(), batch["labels"]
-        if not two_sided(model): z, due = z[:, :-1], due[:, 1:]
+        if not is_encoder_decoder(model): z, due = z[:, :-1], due[:, 1:]
         out.append(F.cross_entropy(z.transpose(1, 2), due, reduction="none").sum(1)/(due >= 0).sum(1))
     return torch.cat(out)[torch.tensor(turn).argsort().to(model.device)]
 
@@ -89,7 +89,7 @@ def solutions(
     torch.manual_seed(seed)
     out = []
     for i in range(0, len(inputs), size):
-        ids, mask = read(teacher, tok, list(inputs[i:i + size]), 512)
+        ids, mask = encode_prompts(teacher, tok, list(inputs[i:i + size]), 512)
         out += tok.batch_decode(decode(teacher, ids, mask, most, temperature), skip_special_tokens=True)
     return [s.strip() for s in out]
 
@@ -119,7 +119,7 @@ def at_targets(
 ):
     "(logits float[targets, vocabulary] where a target token is due, its number int64[targets])."
     z, due = model(**{k: v for k, v in batch.items() if k != "place"}).logits, batch["labels"]
-    if not two_sided(model): z, due = z[:, :-1], due[:, 1:]
+    if not is_encoder_decoder(model): z, due = z[:, :-1], due[:, 1:]
     here = due != -100
     return z[here].float(), (here.cumsum(1) - 1 + batch["place"])[here]
 
@@ -131,7 +131,8 @@ def top_tokens(
     size=64,            # rows a batch
 ):
     "The teacher's k likeliest tokens at each target token: (ids int64[tokens, k], log-probabilities float[tokens, k])."
-    found = [at_targets(teacher.eval(), to(collate(rows[i:i + size], pad), teacher.device))[0].log_softmax(-1).topk(k)
+    found = [at_targets(teacher.eval(), to_device(collate(rows[i:i + size], pad),
+                                                  teacher.device))[0].log_softmax(-1).topk(k)
              for i in range(0, len(rows), size)]
     return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
 

@@ -13,8 +13,8 @@ import random
 import numpy as np
 import torch
 from ..core.data import load, metric_of
-from ..core.fit import arm, batches, encode, fit
-from ..core.generate import answers
+from ..core.fit import fresh_copy, batches, encode_seq2seq, fit
+from ..core.generate import generate_answers
 from ..core.score import accuracy, standard_error
 from ..core.settings import KitError, settings
 from ..core.zoo import load_model, warm_up, warn_unknown
@@ -40,8 +40,8 @@ def two_tasks(
 ):
     "Rows with both tasks, `{'label': {...}, 'rationale': {...}}`: a batch holds each question twice."
     asked = {task: [p + i for i in inputs] for task, p in PREFIX.items()}
-    label = encode(tokenizer, asked["label"], labels, longest)
-    reason = encode(tokenizer, asked["rationale"], rationales, longest)
+    label = encode_seq2seq(tokenizer, asked["label"], labels, longest)
+    reason = encode_seq2seq(tokenizer, asked["rationale"], rationales, longest)
     return [dict(label=l, rationale=r) for l, r in zip(label, reason)]
 
 # %% ../../nbs/distill/step_by_step.ipynb #b240da63
@@ -78,7 +78,7 @@ def shuffled(
 def train_arm(
     base,   # model that all arms start from
     tok,    # its tokenizer
-    rows,   # as `encode` or `two_tasks` makes them
+    rows,   # as `encode_seq2seq` or `two_tasks` makes them
     loss,   # loss(model, batch)
     cfg,    # knobs: size, lr by kind of arm, relative, half
     seed,   # of this run
@@ -86,9 +86,9 @@ def train_arm(
     **length, # steps= or tokens=
 ):
     "(trained copy of the base, history)."
-    model = arm(base, seed)
+    model = fresh_copy(base, seed)
     data = batches(rows, cfg.size, tok.pad_token_id, random.Random(seed))
-    return model, fit(model, loss, data, lr=cfg.lr[kind], relative=cfg.relative, half=cfg.half, **length)
+    return model, fit(model, loss, data, lr=cfg.lr[kind], relative_lr=cfg.relative, bf16=cfg.half, **length)
 
 # %% ../../nbs/distill/step_by_step.ipynb #efe5c3a0
 def right(
@@ -100,7 +100,7 @@ def right(
     mark="",     # where the answer begins, for students that write the reason first
 ):
     "Accuracy of the student's answers on all test rows."
-    said = answers(model, tok, [prefix + i for i in test["input"]], most=most)
+    said = generate_answers(model, tok, [prefix + i for i in test["input"]], max_new_tokens=most)
     return accuracy([s.split(mark.strip())[-1] if mark else s for s in said], test["label"], metric)
 
 # %% ../../nbs/distill/step_by_step.ipynb #1fed2777

@@ -179,7 +179,7 @@ def distil(
         for step, batch in enumerate(data):
             if step in marks[:-1]: look()
             yield batch
-    h = fit(student, loss, watched(), steps=marks[-1], lr=lr, bar=False); look()
+    h = fit(student, loss, watched(), steps=marks[-1], lr=lr, progress=False); look()
     h.oracle, h.teacher = map(list, zip(*seen))
     return h
 

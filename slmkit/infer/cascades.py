@@ -18,9 +18,9 @@ import torch
 from sklearn.ensemble import GradientBoostingRegressor
 from torch.utils.flop_counter import FlopCounterMode
 from ..core.data import load, metric_of
-from ..core.decode import decode, stops_of
-from ..core.fit import two_sided
-from ..core.generate import read
+from ..core.decode import decode, stop_tokens
+from ..core.fit import is_encoder_decoder
+from ..core.generate import encode_prompts
 from ..core.score import METRICS
 from ..core.settings import KitError
 
@@ -50,7 +50,7 @@ def price(
     weights: what attention adds depends on how much stands before, and is small for short texts."""
     def count(reads, writes):
         ids = lambda n: torch.ones(1, n, dtype=torch.long, device=model.device)
-        more = dict(decoder_input_ids=ids(writes)) if two_sided(model) else {}
+        more = dict(decoder_input_ids=ids(writes)) if is_encoder_decoder(model) else {}
         with FlopCounterMode(display=False) as seen, torch.no_grad(): model(input_ids=ids(reads), **more)
         return sum(n for op, n in seen.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
     return count(2, 1) - count(1, 1), count(1, 2) - count(1, 1)
@@ -97,9 +97,9 @@ def answered(
     order, out = sorted(range(len(rows)), key=lambda i: len(rows[i]["input"])), {}
     for at in range(0, len(order), size):
         part = order[at:at + size]
-        ids, mask = read(model, tokenizer, [rows[i]["input"] for i in part], 512)
+        ids, mask = encode_prompts(model, tokenizer, [rows[i]["input"] for i in part], 512)
         tokens, logs = decode(model, ids, mask, most, scores=True)
-        ends = torch.isin(tokens, stops_of(model)[0])
+        ends = torch.isin(tokens, stop_tokens(model)[0])
         wrote = (ends.cumsum(1) - ends.long() == 0).sum(1).tolist()
         said = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for i, s, l, w, r in zip(part, said, logs.double().cpu().numpy(), wrote, mask.sum(1).tolist()):

@@ -14,7 +14,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from ..core.decode import DecoderSteps, rms, steps_of, turned, turns
+from ..core.decode import DecoderSteps, rms_norm, steps_class, apply_rotary, rotary_cos_sin
 from ..core.settings import KitError
 
 # %% ../../nbs/infer/kv_budget.ipynb #09bc4052
@@ -43,7 +43,7 @@ class Full:
 class Reader:
     "A Llama or Qwen2 that reads in passes under a policy. All rows are equally long, and not padded."
     def __init__(self, model, input_ids):
-        if steps_of(model) is not DecoderSteps:
+        if steps_class(model) is not DecoderSteps:
             raise KitError(f"kv_budget: no support for {model.config.model_type}: give a Llama or Qwen2")
         self.model, self.policy, self.at = model, Full(), 0
         self.kept, self.seen, self.attended = {}, {}, []
@@ -63,8 +63,8 @@ def heads(self: Reader, l, a, y, turn):
     if old is None: old = torch.ones(rows, heads, self.at, dtype=torch.bool, device=y.device)
     new = old.new_ones(n, n).tril().expand(rows, heads, n, n)
     sees = torch.cat([old[:, :, None].expand(-1, -1, n, -1), new], -1)
-    q = turned(q, turn).reshape(rows, heads, -1, n, d)
-    read, attention = self.attend(l, q, turned(k, turn), v, sees, a.scaling)
+    q = apply_rotary(q, turn).reshape(rows, heads, -1, n, d)
+    read, attention = self.attend(l, q, apply_rotary(k, turn), v, sees, a.scaling)
     mixed = read.permute(0, 3, 1, 2, 4).flatten(3)  # (rows, n, key heads, group·d)
     said = torch.einsum("rhd,whd->rhw", mixed[:, -1], a.o_proj.weight.view(-1, *mixed.shape[2:]))
     if not self.at: self.seen[l] = attention.sum(2), said
@@ -78,12 +78,12 @@ def read(self: Reader, input_ids):
     "Read int64[rows, n]; the logits of what follows, (rows, vocabulary)."
     body = self.model.model
     x, at = body.embed_tokens(input_ids), torch.arange(input_ids.shape[1], device=input_ids.device)
-    turn = turns(body.rotary_emb, x, self.at + at[None])
+    turn = rotary_cos_sin(body.rotary_emb, x, self.at + at[None])
     for l, layer in enumerate(body.layers):
-        x = x + self.heads(l, layer.self_attn, rms(layer.input_layernorm, x), turn)
-        x = x + layer.mlp(rms(layer.post_attention_layernorm, x))
+        x = x + self.heads(l, layer.self_attn, rms_norm(layer.input_layernorm, x), turn)
+        x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
     self.at += input_ids.shape[1]
-    return self.model.lm_head(rms(body.norm, x[:, -1]))
+    return self.model.lm_head(rms_norm(body.norm, x[:, -1]))
 
 # %% ../../nbs/infer/kv_budget.ipynb #aa86e0dc
 @patch

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.special import bdtr
 from transformers import DynamicCache
-from ..core.fit import collate, encode, to
+from ..core.fit import collate, encode_seq2seq, to_device
 from ..core.settings import KitError
 
 # %% ../../nbs/judge/conformal.ipynb #ec01b318
@@ -52,7 +52,7 @@ def label_probabilities(
     start = [tokenizer.bos_token_id]*(tokenizer.bos_token_id is not None) + known
     for i in range(0, len(texts), size):
         whole = ids([examples + worded(form, t) for t in texts[i:i + size]])
-        batch = to(collate([dict(input_ids=w[len(known):]) for w in whole], 0), model.device)
+        batch = to_device(collate([dict(input_ids=w[len(known):]) for w in whole], 0), model.device)
         cache, n = DynamicCache(config=model.config), len(batch["input_ids"])
         model.eval()(input_ids=torch.tensor([start], device=model.device), past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(n)
@@ -99,9 +99,9 @@ def pac(
 @torch.no_grad()
 def word_costs(model, tokenizer, inputs, said, size=128):
     "Nats for each word of each answer and its end, list of float[words + 1]. KitError where tokens don't fit words."
-    rows, out = encode(tokenizer, inputs, said), []
+    rows, out = encode_seq2seq(tokenizer, inputs, said), []
     for i in range(0, len(rows), size):
-        batch = to(collate(rows[i:i + size], tokenizer.pad_token_id), model.device)
+        batch = to_device(collate(rows[i:i + size], tokenizer.pad_token_id), model.device)
         logs = model.eval()(**batch).logits.float().log_softmax(-1)
         nats = -logs.gather(2, batch["labels"].clamp(min=0)[..., None])[..., 0].double().cpu().numpy()
         for row, text, cost in zip(rows[i:i + size], said[i:i + size], nats):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from ..core.fit import arm, batches, fit, lm_loss, prompted
+from ..core.fit import fresh_copy, batches, fit, lm_loss, encode_causal
 from ..core.lora import inject
 from ..core.zoo import zoo
 from ..toyland.tasks import task
@@ -38,7 +38,7 @@ def instruction_rows(
 ):
     "Training rows of a decoder: an instruction, its answer, `</s>`."
     rows = task("instructions", "train", n, seed, part=part)
-    return prompted(tokenizer, rows["input"], rows["label"])
+    return encode_causal(tokenizer, rows["input"], rows["label"])
 
 # %% ../../nbs/recipes/instruct.ipynb #4b86b5d0
 def instruction_tune(
@@ -48,13 +48,13 @@ def instruction_tune(
     rank=16,         # of LoRA
     seed=0,          # of rows, order and factors
     n=20_000,        # rows
-    bar=False,       # show progress
+    progress=False,       # show progress
 ):
     "(tuned model, {layer name: LoRALinear}, history of `fit`)."
-    model = arm(base, seed)
+    model = fresh_copy(base, seed)
     layers = with_lora(model, rank)
     data = batches(instruction_rows(tokenizer, n, seed), 64, tokenizer.pad_token_id, random.Random(seed))
-    return model, layers, fit(model, lm_loss, data, steps=steps, lr=lr, bar=bar)
+    return model, layers, fit(model, lm_loss, data, steps=steps, lr=lr, progress=progress)
 
 # %% ../../nbs/recipes/instruct.ipynb #2842caac
 def save_tuned(

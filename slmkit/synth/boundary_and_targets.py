@@ -12,8 +12,8 @@ __all__ = ['NAMES', 'WORDS', 'word_chances', 'between', 'posterior', 'Author', '
 import random
 import numpy as np
 from fastcore.basics import patch
-from ..core.fit import arm, batches, fit, marked
-from ..core.generate import classified
+from ..core.fit import fresh_copy, batches, fit, encode_texts
+from ..core.generate import predict_classes
 from ..toyland.world import PEOPLE, TOPICS
 
 # %% ../../nbs/synth/boundary_and_targets.ipynb #caad070f
@@ -164,7 +164,7 @@ def encoded(
     longest=65, # tokens kept, the first mark among them
 ):
     "Rows for `fit`."
-    read = marked(tok, [r["text"] for r in rows], longest)
+    read = encode_texts(tok, [r["text"] for r in rows], longest)
     return [i | dict(labels=[int(r["label"])]) for i, r in zip(read, rows)]
 
 # %% ../../nbs/synth/boundary_and_targets.ipynb #bcc92373
@@ -174,13 +174,13 @@ def taught(
 ):
     "(trained copy, history of `fit`)."
     data = batches(encoded(tok, rows), cfg.size, tok.pad_token_id, random.Random(seed))
-    student, rate = arm(base, seed), dict(lr=cfg.lr, relative=cfg.relative, half=cfg.half)
-    return student, fit(student, lambda m, b: m(**b).loss, data, bar=False, **rate, **length)
+    student, rate = fresh_copy(base, seed), dict(lr=cfg.lr, relative_lr=cfg.relative, bf16=cfg.half)
+    return student, fit(student, lambda m, b: m(**b).loss, data, progress=False, **rate, **length)
 
 # %% ../../nbs/synth/boundary_and_targets.ipynb #96e198f0
 def says(student, tok, rows, size=250):
     "int[rows]: the likeliest class of each."
-    return np.array(classified(student, encoded(tok, rows), tok.pad_token_id, size))
+    return np.array(predict_classes(student, encoded(tok, rows), tok.pad_token_id, size))
 
 # %% ../../nbs/synth/boundary_and_targets.ipynb #520717e7
 def held_out(

@@ -4,11 +4,11 @@ from functools import partial
 import torch
 from common import draws, load, machine, options, ratio, rounds, same, show, spread
 from slmkit.core.fit import fit
-from slmkit.core.stacked import rate
+from slmkit.core.stacked import lr_at
 
 def ours(model, batches, lr):
     "Train by `core.fit`."
-    fit(model, lambda m, b: m(**b).loss, iter(batches), steps=len(batches), lr=lr, bar=False)
+    fit(model, lambda m, b: m(**b).loss, iter(batches), steps=len(batches), lr=lr, progress=False)
 
 def trainer(model, batches, lr):
     "A Trainer that makes the updates of `ours` when its `train()` is called."
@@ -18,7 +18,7 @@ def trainer(model, batches, lr):
     quiet = dict(logging_strategy="no", save_strategy="no", eval_strategy="no", report_to="none", disable_tqdm=True)
     args = TrainingArguments(tempfile.mkdtemp(), max_steps=len(batches), use_cpu=model.device.type == "cpu", **quiet)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0., fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: rate(1., i/len(batches), .05))
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: lr_at(1., i/len(batches), .05))
     made = InOrder(model, args, optimizers=(opt, schedule))
     made.remove_callback(PrinterCallback)
     return made

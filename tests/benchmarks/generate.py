@@ -1,7 +1,7 @@
 "`core.decode` beside transformers' `generate`: the same model and prompts, tokens compared, then the clock."
 import torch
 from common import load, machine, options, ratio, show, spread
-from slmkit.core.decode import decode, steps_of, stops_of
+from slmkit.core.decode import decode, steps_class, stop_tokens
 from slmkit.core.measure import timed
 from slmkit.core.settings import KitError
 
@@ -48,8 +48,8 @@ def race(model, rows, length, new, repeats):
 def ready(name):
     "A model that never ends early: each way then makes the same number of tokens, one pass each."
     model = load(name).eval()
-    if steps_of(model) is None: raise KitError(f"generate: {name}: `decode` leaves this model to `generate`")
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, stops_of(model)[1]
+    if steps_class(model) is None: raise KitError(f"generate: {name}: `decode` leaves this model to `generate`")
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, stop_tokens(model)[1]
     return model
 
 def bench(models="lm-1m,t5-1m", rows="1,32", length=32, new=32, repeats=5):

@@ -3,7 +3,7 @@ import importlib.util, os, shutil
 from unittest.mock import patch
 import torch
 from common import machine, options, ratio, show, spread
-from slmkit.core.measure import middle, peak_mb, timed
+from slmkit.core.measure import medians, peak_memory_mb, timed
 from slmkit.core.settings import KitError
 from slmkit.distill.kd_head import kd_head, sizes
 
@@ -55,7 +55,7 @@ def trl(beta):
 def tuned(four, beta, compiled):
     "(name, loss): Liger at the chunk size that is fastest here."
     ways = {c: liger(c, beta, compiled) for c in CHUNKS}
-    times = middle(timed({c: lambda f=f: gradients(f, four) for c, f in ways.items()}, 1))
+    times = medians(timed({c: lambda f=f: gradients(f, four) for c, f in ways.items()}, 1))
     best = min(times, key=times.get)
     return f"liger_compiled_{best}" if compiled else f"liger_{best}", ways[best]
 
@@ -88,7 +88,7 @@ def bench(tokens=2048, vocab=4096, student=128, teacher=256, beta=.5, repeats=7,
     ways = dict(slmkit=ours, slmkit_torch=lambda *x: with_torch(ours, x), **found)
     equal = differences(ways, four)
     calls = {k: lambda f=f: gradients(f, four) for k, f in ways.items()}
-    mb = {k: peak_mb(f) for k, f in calls.items()}
+    mb = {k: peak_memory_mb(f) for k, f in calls.items()}
     times = timed(calls | dict(products=lambda: products(*four)), repeats)
     shape = dict(tokens=tokens, vocab=vocab, student=student, teacher=teacher, beta=beta, repeats=repeats)
     seen = dict(seconds={k: spread(v) for k, v in times.items()}, peak_mb=mb,
