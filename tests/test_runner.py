@@ -76,9 +76,10 @@ def test_record_has_what_the_design_names(tiny, tmp_path):
     assert r["notebook"].endswith("/notebook.ipynb")
     assert json.loads((tmp_path/"r"/r["notebook"]).with_name("record.json").read_text()) == r and not list((tmp_path/"r/running").iterdir())
 
-def why(path, folder, **kw):
+def why(path, folder, hardware=runner.here, **kw):
+    "A run that has torch at hand, by itself or from its fork server, records this machine's class."
     runs = plan([(Path(path).stem, Path(path))], "smoke", [0], **kw)
-    return planning.explain(runs, folder, lambda: "cpu-x")[0][2]
+    return planning.explain(runs, folder, hardware)[0][2]
 
 def test_cache_and_its_reasons(tiny, tmp_path):
     path, folder = tiny("t", *RIGHT, "print('a') # prose"), tmp_path/"r"
@@ -98,7 +99,7 @@ def test_versions_and_hardware_choose_the_stratum(tiny, tmp_path, monkeypatch):
     place = (folder/r["notebook"]).parent
     again = place.with_name(place.name + ".2"); again.mkdir()
     (again/"record.json").write_text(json.dumps({**r, "hardware": "cpu-y"})); assert why(path, folder) is None  # the one without a class still answers
-    (place/"record.json").write_text(json.dumps({**r, "hardware": "cpu-y"})); assert why(path, folder) == "cpu-y then, cpu-x now"
+    (place/"record.json").write_text(json.dumps({**r, "hardware": "cpu-y"})); assert why(path, folder, lambda: "cpu-x") == "cpu-y then, cpu-x now"
     for p in (place, again): (p/"record.json").write_text(json.dumps({**r, "versions": {**r["versions"], "torch": "1.0"}}))
     assert "torch 1.0 then" in why(path, folder)
     assert go(path, folder)[0]["notebook"] == f"{place.name}.3/notebook.ipynb" and len(records.reading(folder)[0]) == 3

@@ -343,7 +343,8 @@ LARGE |= dict(transformers=["torch", "transformers"], matplotlib=["matplotlib.py
 # %% ../../nbs/run/executors.ipynb #459a19ad
 def needs(texts): # of notebooks
     "The modules worth importing before the fork, for these notebooks."
-    names = {m for t in texts for m in re.findall(r"(?:^|\\n|\")\s*(?:from|import) (\w+)", t)}
+    lines = (l for t in texts for l in re.findall(r'(?:^|\\n|")\s*(?:from|import) (\w[\w., ]*)', t))
+    names = {part.split()[0].partition(".")[0] for l in lines for part in l.split(",") if part.strip()}
     return sorted({m for n in names & set(LARGE) for m in LARGE[n]} | set(STACK if "slmkit" in names else ()))
 
 def needs_of(runs): # of a plan
