@@ -1,12 +1,5 @@
 "The site: what staging does to notebooks, what Sphinx makes of them, and that a browser finds nothing amiss."
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
+import json, os, re, shutil, subprocess, sys, time
 from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
@@ -15,7 +8,7 @@ from slmkit.core.settings import KitError
 from slmkit.run.notebooks import notebooks
 from slmkit.site.build import build, chosen, ready
 from slmkit.site.conf import mathml
-from slmkit.site.stage import address, is_lesson, stage
+from slmkit.site.stage import address, stage
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
@@ -52,8 +45,8 @@ def project(tmp_path):
     (root/"slmkit/infer/copies.py").write_text(f'"Copies."\n{made}\n')
     path = write_notebook(root/"nbs/infer/copies.ipynb", "#| default_exp infer.copies", EXERCISE, HIDDEN, "print(twice_of(2))")
     with_title(path, f"# Copies\n> One idea.\n\n{TEXT}")
-    with_title(write_notebook(root/"nbs/core/07_tool.ipynb", "#| default_exp core.tool", "#| hide\nsecret = 1", parameters=None),
-               "# A tool\n> For others.")
+    tool = write_notebook(root/"nbs/core/07_tool.ipynb", "#| default_exp core.tool", "#| hide\nsecret = 1", parameters=None)
+    with_title(tool, "# A tool\n> For others.")
     with_title(write_notebook(root/"nbs/index.ipynb", "6*7", parameters=None), "# Mine\n> For me.")
     return root
 
@@ -61,14 +54,14 @@ def test_staging_hides_folds_and_links(project, tmp_path):
     assert stage(project, tmp_path/"src") == []
     cells = json.loads((tmp_path/"src/infer/copies.ipynb").read_text())["cells"]
     text = "\n".join(c["source"] for c in cells)
-    assert "mutants" not in text and "default_exp" not in text and "BEGIN SOLUTION" not in text and "#|" not in text
+    assert not any(x in text for x in ("mutants", "default_exp", "BEGIN SOLUTION", "#|"))
     assert "{py:obj}`twice_of <slmkit.infer.copies.twice_of>`" in text and "](../core/tool.ipynb)" in text
     assert "{admonition} Exercise" in text and "2 points" in text and "add it to itself" in text
     folded = {c["metadata"]["mystnb"]["code_prompt_show"]: c["source"] for c in cells if c["metadata"].get("mystnb")}
     assert set(folded) == {"Parameters", "Solution"} and "return 2*a" in folded["Solution"]
     assert any("NotImplementedError" in c["source"] and not c["metadata"] for c in cells)
     tool = (tmp_path/"src/core/tool.ipynb").read_text()
-    assert "secret" not in tool and "a, " not in tool
+    assert "secret" not in tool
     assert "slmkit.infer.copies" in (tmp_path/"src/reference/index.md").read_text()
 
 def test_pages_that_call_the_library_are_run(project, tmp_path):
@@ -84,8 +77,8 @@ def test_staging_again_writes_what_changed_and_forgets_what_is_gone(project, tmp
     with_title(project/"nbs/infer/copies.ipynb", "# Other")
     (project/"nbs/core/07_tool.ipynb").unlink()
     assert {"core/tool.ipynb", "core/index.md"} <= set(stage(project, tmp_path/"src"))
-    changed = {p.relative_to(tmp_path/"src").as_posix() for p in before if p.exists() and p.stat().st_mtime_ns != before[p]}
-    assert {"infer/copies.ipynb", "infer/index.md"} <= changed and "reference/slmkit.infer.copies.md" not in changed
+    changed = {p.name for p in before if p.exists() and p.stat().st_mtime_ns != before[p]}
+    assert "copies.ipynb" in changed and "slmkit.infer.copies.md" not in changed
 
 def test_formulas_need_no_script():
     assert mathml(r"\alpha").startswith("<math") and "mfrac" in mathml(r"\frac{a}{b}", "block")
@@ -104,17 +97,17 @@ def needs_sphinx():
     for name in QUIET: pytest.importorskip(name, reason="the extra `site` is not installed: no page was built")
 
 def dead_links(folder):
-    "What a page links to or loads in this folder and is not there, and what it would load from another host."
-    out, ids = [], {}
+    "What a page links to and is not there, and what it would load from another host."
     pages = {p: p.read_text(encoding="utf-8") for p in folder.rglob("*.html")}
-    for p, html in pages.items(): ids[p] = set(re.findall(r'\sid="([^"]+)"', html))
+    ids, out = {p: set(re.findall(r'\sid="([^"]+)"', html)) for p, html in pages.items()}, []
     for p, html in pages.items():
         for tag, where in re.findall(r'<(\w+)\b[^>]*?\s(?:href|src)="([^"]*)"', html):
             s = urlsplit(where)
-            if tag in ("script", "img", "link", "iframe") and (s.netloc or s.scheme in ("http", "https")): out.append(f"{p.name} loads {where}")
-            if s.scheme or s.netloc: continue
-            to = (p.parent/unquote(s.path)).resolve() if s.path else p.resolve()
-            if not to.exists() or s.fragment and to in ids and unquote(s.fragment) not in ids[to]: out.append(f"{p.name}: {where}")
+            if s.scheme or s.netloc:
+                if tag != "a" and s.scheme != "data": out.append(f"{p.name} loads {where}")
+                continue
+            to, anchor = (p.parent/unquote(s.path)).resolve() if s.path else p, unquote(s.fragment)
+            if not to.exists() or anchor and to in ids and anchor not in ids[to]: out.append(f"{p.name}: {where}")
     return out
 
 def test_sphinx_builds_pages_without_a_dead_link(project, tmp_path):
@@ -123,29 +116,29 @@ def test_sphinx_builds_pages_without_a_dead_link(project, tmp_path):
     assert done["problems"] == [] and done["pages"] >= 8
     assert dead_links((tmp_path/"out").resolve()) == []
     page = (tmp_path/"out/infer/copies.html").read_text()
-    assert "<math" in page and "NotImplementedError" in page and "../reference/slmkit.infer.copies.html#slmkit.infer.copies.twice_of" in page
+    assert "<math" in page and "NotImplementedError" in page
+    assert "../reference/slmkit.infer.copies.html#slmkit.infer.copies.twice_of" in page
     assert "number" in (tmp_path/"out/reference/slmkit.infer.copies.html").read_text()
     assert (tmp_path/"out/infer/copies.html.md").read_text().startswith("# Copies")
     with_title(project/"nbs/infer/copies.ipynb", "# Copies\n> One idea.\n\n[gone](nowhere.ipynb)")
     (project/"nbs/core/07_tool.ipynb").unlink()
-    again = build(tmp_path/"out", root=project)
-    assert any("nowhere" in line for line in again["problems"]) and not (tmp_path/"out/core/tool.html").exists()
+    for _ in range(2):  # a dead link is named by every build until it is mended
+        assert any("nowhere" in line for line in build(tmp_path/"out", root=project)["problems"])
+    assert not (tmp_path/"out/core/tool.html").exists()
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     "The whole site."
     needs_sphinx()
-    out = tmp_path_factory.mktemp("site")/"site"
-    begun = time.process_time()
-    done = build(out, root=ROOT)
-    return out.resolve(), done, time.process_time() - begun
+    out, begun = tmp_path_factory.mktemp("site").resolve()/"site", time.process_time()
+    return out, build(out, root=ROOT, cache=out.parent/"cache"), time.process_time() - begun
 
 @pytest.mark.slow
 def test_the_whole_site(site):
     out, done, seconds = site
     assert done["problems"] == [] and dead_links(out) == [] and seconds < 90
-    titles = [re.search(r"<h1>(.*?)<a", (out/address(p.relative_to(ROOT/"nbs").as_posix())).with_suffix(".html").read_text())[1]
-              for p in notebooks(ROOT)]
+    pages = [(out/address(p.relative_to(ROOT/"nbs").as_posix())).with_suffix(".html") for p in notebooks(ROOT)]
+    titles = [re.search(r"<h1>(.*?)<a", p.read_text())[1] for p in pages]
     assert len(set(titles)) == len(titles), sorted(t for t in titles if titles.count(t) > 1)
     docs = [re.search(r"^Docs: \S+/slmkit/(\S+?)\"*$", p.read_text(), re.M) for p in (ROOT/"slmkit").rglob("*.py")]
     asked = [m[1] for m in docs if m]
@@ -156,14 +149,14 @@ def test_the_whole_site(site):
 @pytest.mark.slow
 def test_a_browser_finds_nothing_amiss(site):
     if not CHROMIUM: pytest.skip("no chromium here: the pages were not looked at in a browser")
-    play = pytest.importorskip("playwright.sync_api", reason="no playwright here: the pages were not looked at in a browser")
+    play = pytest.importorskip("playwright.sync_api", reason="no playwright here: no page was looked at")
     base, wrong = f"file://{site[0]}", []
     with play.sync_playwright() as p:
         page = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page(viewport=dict(width=390, height=844))
         page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
-        for name in ("index", "distill/step_by_step", "field", "ledger", "labs", "zoo", "techniques", "reference/slmkit.core.zoo"):
+        for name in "index distill/step_by_step field ledger labs zoo techniques reference/slmkit.core.zoo".split():
             page.goto(f"{base}/{name}.html")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than its screen"
         page.goto(f"{base}/field.html")
@@ -187,7 +180,8 @@ def test_notebooks_hold_no_syntax_of_quarto_or_sphinx():
         assert not re.search(r"^:::|\{\{<|\]\{[.#]|^\{=html|^```\{|\{\w+(:\w+)?\}`|^\(\w+\)=", text, re.M), p
 
 def test_quarto_s_settings_are_whole():
-    settings, html = yaml.safe_load((ROOT/"_quarto.yml").read_text()), yaml.safe_load((ROOT/"_quarto.yml").read_text())["format"]["html"]
+    settings = yaml.safe_load((ROOT/"_quarto.yml").read_text())
+    html = settings["format"]["html"]
     assert (ROOT/"nbs/_quarto.yml").read_text() == (ROOT/"_quarto.yml").read_text()
     assert settings["project"]["type"] == "website" and html["theme"] != "cosmo" and html["html-math-method"] == "mathml"
     assert "commonmark" in settings["format"] and {"nbdev.yml", "sidebar.yml"} == set(settings["metadata-files"])
@@ -206,7 +200,7 @@ for p in Path.cwd().rglob("*.ipynb"):
 def test_nbdev_stages_for_quarto(project, tmp_path, monkeypatch):
     "Everything but Quarto itself; a stub stands where it would."
     from nbdev.serve import proc_nbs
-    for name in ("pyproject.toml", "_quarto.yml", "nbs/_quarto.yml", "nbs/nbdev.yml"): shutil.copy(ROOT/name, project/name)
+    for name in ("pyproject.toml", "nbs/_quarto.yml", "nbs/nbdev.yml"): shutil.copy(ROOT/name, project/name)
     (project/"slmkit/__init__.py").write_text('__version__ = "0"\n')
     (tmp_path/"quarto").write_text(STUB.format(python=sys.executable))
     (tmp_path/"quarto").chmod(0o755)
@@ -214,7 +208,7 @@ def test_nbdev_stages_for_quarto(project, tmp_path, monkeypatch):
     folder = project/proc_nbs(n_workers=0)
     subprocess.run(["quarto", "render"], cwd=folder, env=os.environ | dict(PATH=str(tmp_path)), check=True, timeout=60)
     text = (folder/"_docs/infer/copies.html").read_text()
-    assert "return 2*a" in text and "mutants" not in text and "BEGIN SOLUTION" not in text and "add it to itself" not in text
+    assert "return 2*a" in text and not any(x in text for x in ("mutants", "BEGIN SOLUTION", "add it to itself"))
 
 def test_workflows_call_commands_that_exist():
     import typer

@@ -63,13 +63,17 @@ def build(
     root=None, # the project
     run=False, # run techniques at smoke that hold no outputs
     jobs=1, # processes of Sphinx
+    cache=None, # folder of what a later build may use again; None = the project's
 ):
     "Build the site. Gives dict(pages, problems, seconds); a problem is a line."
     root, out, begun = project(root), ready(out), time.monotonic()
-    source, made, only = *(Path(root, ".cache/site", d).resolve() for d in ("src", "html")), chosen(only, root)
+    cache, only = Path(cache or root/".cache/site").resolve(), chosen(only, root)
+    source, made = cache/"src", cache/"html"
     for name in stage(root, source, only, run): (made/name).with_suffix(".html").unlink(missing_ok=True)
     problems = render(source, made, only, jobs)
     replace(made, out)
+    wrong = {source/line.partition(":")[0] for line in problems}
+    for p in wrong & set(source.rglob("*.*")): p.unlink()  # so that the next build reads it and says the same again
     return dict(pages=len(list(out.rglob("*.html"))), problems=problems, seconds=round(time.monotonic() - begun, 1))
 
 # %% ../../nbs/site/build.ipynb #8ffad2fd
