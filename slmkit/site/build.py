@@ -33,10 +33,8 @@ def chosen(only, root): # names such as distill/step_by_step or field, the proje
 
 # %% ../../nbs/site/build.ipynb #ec7fb475
 def render(
-    source, # folder of staged files
-    out,    # folder of pages
-    pages=(), # names of those to be written; () = all that changed
-    jobs=1, # processes
+    source, out, # folders of staged files and of pages
+    pages=(), jobs=1, # names of those to be written, () = all that changed; processes
 ):
     "Let Sphinx make the pages; gives its warnings, a line each."
     try: from sphinx.application import Sphinx
@@ -91,11 +89,7 @@ def latest(root):
     return max(p.stat().st_mtime_ns for p in files), len(files)
 
 # %% ../../nbs/site/build.ipynb #0e5a8eb7
-def watch(
-    root, make, # the project, and what is called on a change
-    stop,  # threading.Event
-    every=1., # seconds between two looks
-):
+def watch(root, make, stop, every=1.): # project, what is called on a change, threading.Event, seconds between looks
     "Call `make` whenever something changed, until `stop` is set."
     before = latest(root)
     while not stop.wait(every):
