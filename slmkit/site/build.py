@@ -33,10 +33,8 @@ def chosen(only, root): # names such as distill/step_by_step or field, the proje
 
 # %% ../../nbs/site/build.ipynb #ec7fb475
 def render(
-    source, # folder of staged files
-    out,    # folder of pages
-    pages=(), # names of those to be written; () = all that changed
-    jobs=1, # processes
+    source, out, # folders of staged files and of pages
+    pages=(), jobs=1, # names of those to be written, () = all that changed; processes
 ):
     "Let Sphinx make the pages; gives its warnings, a line each."
     try: from sphinx.application import Sphinx
@@ -63,13 +61,17 @@ def build(
     root=None, # the project
     run=False, # run techniques at smoke that hold no outputs
     jobs=1, # processes of Sphinx
+    cache=None, # folder of what a later build may use again; None = the project's
 ):
     "Build the site. Gives dict(pages, problems, seconds); a problem is a line."
     root, out, begun = project(root), ready(out), time.monotonic()
-    source, made, only = *(Path(root, ".cache/site", d).resolve() for d in ("src", "html")), chosen(only, root)
+    cache, only = Path(cache or root/".cache/site").resolve(), chosen(only, root)
+    source, made = cache/"src", cache/"html"
     for name in stage(root, source, only, run): (made/name).with_suffix(".html").unlink(missing_ok=True)
     problems = render(source, made, only, jobs)
     replace(made, out)
+    wrong = {source/line.partition(":")[0] for line in problems}
+    for p in wrong & set(source.rglob("*.*")): p.unlink()  # so that the next build reads it and says the same again
     return dict(pages=len(list(out.rglob("*.html"))), problems=problems, seconds=round(time.monotonic() - begun, 1))
 
 # %% ../../nbs/site/build.ipynb #8ffad2fd
@@ -87,11 +89,7 @@ def latest(root):
     return max(p.stat().st_mtime_ns for p in files), len(files)
 
 # %% ../../nbs/site/build.ipynb #0e5a8eb7
-def watch(
-    root, make, # the project, and what is called on a change
-    stop,  # threading.Event
-    every=1., # seconds between two looks
-):
+def watch(root, make, stop, every=1.): # project, what is called on a change, threading.Event, seconds between looks
     "Call `make` whenever something changed, until `stop` is set."
     before = latest(root)
     while not stop.wait(every):

@@ -105,11 +105,7 @@ def staged_cell(c, lesson, known): # a cell, whether it is of a technique's note
 
 # %% ../../nbs/site/stage.ipynb #96c15d3e
 CALLING = ["index", "techniques", "field", "ledger", "labs", "zoo"]
-def run_page(
-    nb, # notebook as a dict
-    name, # for messages
-    root, # the project, where it runs
-):
+def run_page(nb, name, root): # notebook as a dict, its name for messages, the project, where it runs
     "The notebook's cells with outputs."
     from execnb.shell import CaptureShell
     from fastcore.xtras import working_directory
@@ -224,12 +220,7 @@ class Stage:
         return sorted(there - self.names)
 
 # %% ../../nbs/site/stage.ipynb #2c29c8bc
-def head(
-    s,    # Stage
-    nb,   # notebook as a dict
-    name, # below nbs/
-    rows, # of the verdict table
-):
+def head(s, nb, name, rows): # Stage, notebook, its name below nbs/, rows of the verdict table
     "What stands under a notebook's title: its links; for a technique also its command and what was measured."
     out, technique = [links(nb, name, kit_settings(s.root).get("repository", REPOSITORY))], name.removesuffix(".ipynb")
     if not is_lesson(name): return out[0]
