@@ -102,7 +102,7 @@ def test_an_encoder_with_a_fresh_decoder_goes_by_way_of_generate():
     assert decode(model.eval(), *prompts(model), 4).shape == (5, 4)
 
 def test_no_new_token_is_refused():
-    with pytest.raises(KitError, match="most=0"): decode(KINDS["llama"](), *prompts(KINDS["llama"]()), 0)
+    with pytest.raises(KitError, match="max_new_tokens=0"): decode(KINDS["llama"](), *prompts(KINDS["llama"]()), 0)
 
 def as_replayed(model, ids, mask, most, record, monkeypatch, **how):
     "`decode` as on a GPU, with `record` in the place of CUDA's."

@@ -62,7 +62,7 @@ def test_all_kinds_that_can_be_stacked_are_tested():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_double_precision_the_weights_are_those_of_single_runs(kind):
-    apart, joint, a, b = both(kind, double=True, steps=12, relative=True)
+    apart, joint, a, b = both(kind, double=True, steps=12, relative_lr=True)
     assert off(apart, joint) < 2e-6  # Adam's first steps are signs: near 0 they enlarge the last digits
     # transformers computes losses in float32
     assert max(abs(x - y) for h, g in zip(a, b) for x, y in zip(h.loss, g.loss)) < 2e-6
@@ -98,7 +98,7 @@ def test_every_replica_has_its_own_rate_and_frozen_weights_stay():
     models = replicas("llama", 2, True)
     for m in models: m.model.embed_tokens.weight.requires_grad_(False)
     apart, joint = ([copy.deepcopy(m) for m in models] for _ in range(2))
-    how = dict(lr=[.01, 0.], steps=6, clip=.1, bar=False)
+    how = dict(lr=[.01, 0.], steps=6, clip=.1, progress=False)
     fit_many(apart, loss, [feed("llama", i) for i in range(2)], stacked=False, **how)
     fit_many(joint, loss, [feed("llama", i) for i in range(2)], stacked=True, **how)
     assert off(apart, joint) < 2e-6 and off(joint[1:], models[1:]) == 0 < off(joint[:1], models[:1])
@@ -114,7 +114,7 @@ def test_nested_batches_of_two_tasks():
     assert off(apart, joint) < 2e-6 and [h.tokens for h in a] == [h.tokens for h in b]
 
 def test_bfloat16_trains():
-    _, _, a, b = both("llama", steps=30, half=True)
+    _, _, a, b = both("llama", steps=30, bf16=True)
     assert b[0].loss[-1] < b[0].loss[0] and abs(a[0].loss[-1] - b[0].loss[-1]) < .3
 
 def refused(match, models, data, loss=loss, **how):

@@ -11,6 +11,7 @@ __all__ = ['Trial', 'labels_of', 'check_equal', 'Arms']
 import math, random
 from collections import UserDict
 from fastcore.basics import patch
+from .claims import keep
 from .data import load, metric_of
 from . import fit as training, generate
 from .fit import fresh_copy, batches, encode_lm, lm_loss, encode_texts, rows_for
@@ -190,8 +191,4 @@ def record(self: Arms, *claims): # that these arms decide
     if not claims: raise KitError("record: name the claims that these arms decide")
     for name in self.masks:
         if self[name] in (0, 1): print(f"arm {name!r}: exactly {self[name]:g} on {len(self.ids)} rows")
-    return _keep(claims, self)
-
-def _keep(claims, arms):
-    "The one place that knows how claims keep a run."
-    return [c.record(arms.seed, rows=arms.ids, **arms) for c in claims]
+    return keep(claims, self.seed, dict(self), curves=self.curves, rows=self.ids, masks=self.masks)

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from fastcore.basics import patch
 from ..core.judge import CONFIRM
+from ..core.record import opened
 from ..core.settings import KitError, hardware, project_root
 from ..files import lock, unlock, whole
 from .executors import ENVIRONMENT, Local, Ray, needs_of
@@ -174,15 +175,16 @@ def twins_of(run, lines):
 
 # %% ../../nbs/run/batch.ipynb #ff62571a
 def recorded(path): # of the file that the notebook's claims were written to
-    "The whole lines of the file as dicts, and how many were not whole."
+    "One dict a claim from the whole lines of the file, and how many lines were not whole."
     try: lines = path.read_bytes().splitlines()
     except OSError: return [], 0
-    out = []
+    out, torn = [], 0
     for line in lines:
-        try: c = json.loads(line)
-        except ValueError: continue
-        if isinstance(c, dict) and "claim" in c: out.append(c)
-    return out, len(lines) - len(out)
+        try: said = json.loads(line)
+        except ValueError: said = None
+        if isinstance(said, dict) and {"claim", "claims"} & set(said): out += opened(said)
+        else: torn += 1
+    return out, torn
 
 # %% ../../nbs/run/batch.ipynb #cb6e79d5
 def claims_of(

@@ -22,7 +22,7 @@ from ..core.figures import claim_figure, svg
 from ..core.judge import LEVELS, label, numbers, summary, verdict
 from ..core.settings import KitError, kit_settings, package_folder
 from ..files import whole
-from ..run.records import reading
+from ..run.records import newest as newest_of, reading
 from .ledger import UNDECIDED, plain_parameters, short, verdict_of
 from .table import as_csv, costs, declaration, number, paper_text, result, tone
 
@@ -63,12 +63,12 @@ def read_batch(run_dir): # run folder
     return kept, [f"{n} {what} left out" for what, n in left.items() if n]
 
 # %% ../../nbs/verdicts/report.ipynb #fdf60ea6
-def newest(runs=None): # folder of run folders; None = the settings' own
+def newest(runs=None): # folder of run folders, or one itself; None = the settings' own
     "The run folder whose records changed last. KitError where there is none."
     runs = Path(runs or kit_settings()["runs"])
-    found = max(runs.glob("*/**/record*.json*"), key=lambda p: p.stat().st_mtime, default=None)
+    found = newest_of(runs)
     if not found: raise KitError(f"report: no run folder in {runs}: run something first, or name the folder")
-    return runs/found.relative_to(runs).parts[0]
+    return found
 
 # %% ../../nbs/verdicts/report.ipynb #3796ea01
 BUILD = "build seeds, not a verdict"

@@ -5,7 +5,7 @@ from slmkit.core.stacked import fit_many
 
 def replicas(start, n, batches, stacked, lr):
     "A function that trains fresh copies of a model when it is called, and gives them."
-    models, how = [copy.deepcopy(start) for _ in range(n)], dict(steps=len(batches[0]), bar=False)
+    models, how = [copy.deepcopy(start) for _ in range(n)], dict(steps=len(batches[0]), progress=False)
     def run():
         fit_many(models, lambda m, b: m(**b).loss, [iter(b) for b in batches[:n]], stacked, lr, **how)
         return models
