@@ -138,6 +138,7 @@ UNSEEN = {  # dependencies that no line of the package or of a notebook imports 
     "jupyterlab": "opens the notebooks",
     "ipykernel": "runs their cells; brings IPython and traitlets",
     "peft": "what a reader compares our adapters with",
+    "gguf": "transformers reads llama.cpp's format with it",
 }
 
 def dist(requirement):

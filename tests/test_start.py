@@ -73,7 +73,7 @@ def test_settings_say_what_is_run(project, capfd):
     (root/"settings.ini").write_text("[slmkit]\nstart = other\n")
     code, out, err = said(capfd, "start", "--budget", "0.1s")
     assert code == 0 and "adapt/other at profile cpu" in out and "run other " in out
-    (root/"settings.ini").write_text("[slmkit]\n")
+    (root/"settings.ini").write_text("[slmkit]\nstart =\n")
     assert "write `start = NAME`" in one_line(capfd, "start")
 
 @pytest.mark.parametrize("argv, words", [(["--budget", "soon"], "write 8m"), (["--model", "/nowhere"], "no such folder"), (["--out", "file/x"], "--out")])

