@@ -70,7 +70,9 @@ def test_the_loss_of_a_card_is_that_of_its_weights():
     from functools import partial
     from slmkit.recipes.pretrain import held_out_loss, causal_batch
     model, tok = load_model("lm-0.4m", device="cpu", kind="causal")
-    assert held_out_loss(model, partial(causal_batch, tokenizer=tok)) == pytest.approx(zoo()["lm-0.4m"]["loss"], abs=2e-3)
+    assert held_out_loss(model, partial(causal_batch, tokenizer=tok)) == pytest.approx(
+        zoo()["lm-0.4m"]["loss"], abs=2e-3
+    )
 
 def test_all_weights_together_stay_small():
     assert sum(p.stat().st_size for p in zoo_folder().glob("*/model.safetensors")) < 36e6

@@ -8,10 +8,12 @@ FILES = dict(
     __init__="",
     settings="def settings(p, **k): return k[p]",
     tasks="TASKS = {}\ndef task(name): return TASKS[name]()\nTASKS['facts'] = lambda: helper()\ndef helper(): return 1",
-    fit="from lib.tasks import task\nfrom lib import more\ndef fit(name):\n    from lib.late import later\n    return task(name), later",
+    fit="from lib.tasks import task\nfrom lib import more\n"
+        "def fit(name):\n    from lib.late import later\n    return task(name), later",
     more="from .deep import x",
     late="def later(): return 1",
-    other="def other(): return 0")
+    other="def other(): return 0",
+)
 DEEP = dict(__init__="from lib.deep.x import y", x="y = 1")
 CELLS = [
     "# prose\nfrom lib.fit import fit\nfrom lib.settings import settings",
@@ -36,7 +38,9 @@ def code(tmp_path):
             old, new = changes.get(name.replace("/", "_"), ("", ""))
             assert old in text
             (folder/f"{name}.py").write_text(text.replace(old, new) if old else text)
-        return code_parts(write_notebook(folder/"nb.ipynb", *cells), dict(given, profile=profile), Library(folder, "lib"))[0]
+        return code_parts(
+            write_notebook(folder / "nb.ipynb", *cells), dict(given, profile=profile), Library(folder, "lib")
+        )[0]
     return of
 
 SAME = dict(
@@ -60,8 +64,15 @@ def test_counts(kind, code): assert code(**OTHER[kind]) != code()
 def edited(i, old, new): return [c.replace(old, new) if j == i else c for j, c in enumerate(CELLS)]
 
 def test_cells_that_do_not_count(code):
-    changes = ((0, "# prose", "# other"), (3, "True", "1 < 2"), (5, "figure", "other"), (6, "small", "weak"), (8, "claim", "c2"),
-               (9, "after", "later"), (2, "n=10", "n=20"))
+    changes = (
+        (0, "# prose", "# other"),
+        (3, "True", "1 < 2"),
+        (5, "figure", "other"),
+        (6, "small", "weak"),
+        (8, "claim", "c2"),
+        (9, "after", "later"),
+        (2, "n=10", "n=20"),
+    )
     for i, old, new in changes: assert code(edited(i, old, new)) == code(), CELLS[i]
 
 def test_cells_that_count(code):
@@ -85,7 +96,9 @@ def test_a_full_stop_is_no_model(tmp_path):
 
 def test_no_import_and_broken_cells(tmp_path):
     "Magics are understood; a cell that is no Python counts by its text."
-    one, two = (write_notebook(tmp_path/f"{i}.ipynb", "%time x = 1", f"!ls {i}", "def broken(:" + "x"*i) for i in (1, 2))
+    one, two = (
+        write_notebook(tmp_path / f"{i}.ipynb", "%time x = 1", f"!ls {i}", "def broken(:" + "x" * i) for i in (1, 2)
+    )
     assert hashes(one, {})["code"] != hashes(two, {})["code"]
 
 # ---- model, data and tuning

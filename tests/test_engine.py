@@ -14,23 +14,65 @@ text = lambda nb: "".join(o.get("text", "") for c in code(nb) for o in c.get("ou
 
 def test_same_outputs_as_papermill(tiny, tmp_path, monkeypatch):
     "Text, results, rich display, figures, errors that a tag allows: as papermill's own engine gives them."
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # a notebook test of this process may have set it for its own kernel
-    path = tiny("rich", "print('a'); print('b')\n1 + 1", "from IPython.display import display, Markdown, HTML\ndisplay(Markdown('*x*'))\nHTML('<b>y</b>')",
-        "import sys; print('err', file=sys.stderr)", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", "import asyncio\nawait asyncio.sleep(0)\n'after'",
-        "%%capture got\nprint('hidden')", "got.stdout", "!echo shell", "h = display('first', display_id=True)", "h.update('second')", "x = 3; x;")
+    monkeypatch.delenv(
+        "MPLBACKEND", raising=False
+    )  # a notebook test of this process may have set it for its own kernel
+    path = tiny(
+        "rich",
+        "print('a'); print('b')\n1 + 1",
+        "from IPython.display import display, Markdown, HTML\ndisplay(Markdown('*x*'))\nHTML('<b>y</b>')",
+        "import sys; print('err', file=sys.stderr)",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        "import asyncio\nawait asyncio.sleep(0)\n'after'",
+        "%%capture got\nprint('hidden')",
+        "got.stdout",
+        "!echo shell",
+        "h = display('first', display_id=True)",
+        "h.update('second')",
+        "x = 3; x;",
+    )
     made = {}
     for engine in (None, "slmkit"):
         # in a process of its own: this one's matplotlib may have a backend already
-        cmd = [sys.executable, "-m", "papermill", str(path), str(tmp_path/f"{engine}.ipynb"), "--no-progress-bar", "-k", "python3"]
+        cmd = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(path),
+            str(tmp_path / f"{engine}.ipynb"),
+            "--no-progress-bar",
+            "-k",
+            "python3",
+        ]
         subprocess.run(cmd + (["--engine", engine] if engine else []), check=True, capture_output=True, timeout=120)
         nb = nbformat.read(tmp_path/f"{engine}.ipynb", 4); nbformat.validate(nb)
-        made[engine] = [[(o.output_type, o.get("name"), o.get("text", "").replace("\r\n", "\n"), sorted(o.get("data", {})),
-            o.get("data", {}).get("text/plain")) for o in c.outputs if "image/png" not in o.get("data", {})] for c in code(nb)]
+        made[engine] = [
+            [
+                (
+                    o.output_type,
+                    o.get("name"),
+                    o.get("text", "").replace("\r\n", "\n"),
+                    sorted(o.get("data", {})),
+                    o.get("data", {}).get("text/plain"),
+                )
+                for o in c.outputs
+                if "image/png" not in o.get("data", {})
+            ]
+            for c in code(nb)
+        ]
         assert any("image/png" in o.get("data", {}) for c in code(nb) for o in c.outputs)
     assert made["slmkit"] == made[None]
 
 def test_progress_bar_keeps_last_state(tiny, tmp_path, torch_pool):
-    _, nb = run_in(torch_pool, tiny("bar", "import sys, time\nfor i in range(5): print(f'{i}/5', end='\\r', file=sys.stderr, flush=True); time.sleep(.12)"), tmp_path)
+    _, nb = run_in(
+        torch_pool,
+        tiny(
+            "bar",
+            "import sys, time\nfor i in range(5):\n"
+            "    print(f'{i}/5', end='\\r', file=sys.stderr, flush=True)\n    time.sleep(.12)",
+        ),
+        tmp_path,
+    )
     assert text(nb).strip("\r") == "4/5"
 
 def test_hundred_thousand_lines(tiny, tmp_path, torch_pool):
@@ -49,14 +91,30 @@ def test_progress_inside_a_cell(tiny, tmp_path, torch_pool):
 
 # ---- failures
 
-CASES = dict(error=("1/0", "error"), syntax=("def f(:", "syntax"), exit0=("import os; os._exit(0)", "exit"), exit3=("import os; os._exit(3)", "exit"),
-    segfault=("import ctypes; ctypes.string_at(0)", "crash"), abort=("import os; os.abort()", "crash"), memory=("raise MemoryError", "memory"),
-    killed=("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory"), cuda=("raise RuntimeError('CUDA out of memory.')", "memory"),
-    disk=("open('/dev/full', 'w').write('x'*10**6)", "disk"), endless=("while True: pass", "timeout"), asleep=("import time; time.sleep(60)", "timeout"))
+CASES = dict(
+    error=("1/0", "error"),
+    syntax=("def f(:", "syntax"),
+    exit0=("import os; os._exit(0)", "exit"),
+    exit3=("import os; os._exit(3)", "exit"),
+    segfault=("import ctypes; ctypes.string_at(0)", "crash"),
+    abort=("import os; os.abort()", "crash"),
+    memory=("raise MemoryError", "memory"),
+    killed=("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory"),
+    cuda=("raise RuntimeError('CUDA out of memory.')", "memory"),
+    disk=("open('/dev/full', 'w').write('x'*10**6)", "disk"),
+    endless=("while True: pass", "timeout"),
+    asleep=("import time; time.sleep(60)", "timeout"),
+)
 @pytest.mark.parametrize("kind", CASES)
 def test_failure_is_told_apart_and_stamped(kind, tiny, tmp_path, torch_pool):
     source, wanted = CASES[kind]
-    e, nb = run_in(torch_pool, tiny(kind, "print('before')", source, "print('after')"), tmp_path, id=kind, timeout=1.5 if wanted == "timeout" else 60)
+    e, nb = run_in(
+        torch_pool,
+        tiny(kind, "print('before')", source, "print('after')"),
+        tmp_path,
+        id=kind,
+        timeout=1.5 if wanted == "timeout" else 60,
+    )
     assert e["status"] == wanted and e["error"], e
     failed = [c for c in code(nb) if c.metadata.papermill.status == "failed"]
     assert len(failed) == 1 and failed[0].outputs[-1].output_type == "error"
@@ -69,19 +127,37 @@ def test_sys_exit_zero_is_no_failure(tiny, tmp_path, torch_pool):
 def test_a_leftover_process_does_not_hold_the_run(tiny, tmp_path, torch_pool):
     "A process that the notebook left behind holds the pipe: the run ends all the same, and the process too."
     begun = time.time()
-    e, nb = run_in(torch_pool, tiny("orphan", "import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(300)\nprint(pid)"), tmp_path)
+    e, nb = run_in(
+        torch_pool,
+        tiny("orphan", "import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(300)\nprint(pid)"),
+        tmp_path,
+    )
     assert e["status"] == "ok" and time.time() - begun < 30
 
 def test_output_folder_vanishes(tiny, tmp_path, torch_pool):
     out = tmp_path/"out"
-    e, nb = run_in(torch_pool, tiny("vanish", f"import os, shutil\nwhile os.path.exists({str(out)!r}): shutil.rmtree({str(out)!r}, ignore_errors=True)", "1"), out)
+    e, nb = run_in(
+        torch_pool,
+        tiny(
+            "vanish",
+            f"import os, shutil\nwhile os.path.exists({str(out)!r}): shutil.rmtree({str(out)!r}, ignore_errors=True)",
+            "1",
+        ),
+        out,
+    )
     assert e["status"] == "folder"
 
 def test_papermill_command_line(tiny, tmp_path):
     "`papermill --engine slmkit` works, fails with the failure, and honours parameters."
     good, bad, dead = tiny("good", "print('rate is', rate)"), tiny("bad", "1/0"), tiny("dead", "import os; os._exit(3)")
-    run = lambda p, *a: subprocess.run([sys.executable, "-m", "papermill", "--engine", "slmkit", str(p), str(tmp_path/"o.ipynb"), *a], capture_output=True, text=True)
-    assert run(good, "-p", "rate", "0.25").returncode == 0 and "rate is 0.25" in text(nbformat.read(tmp_path/"o.ipynb", 4))
+    run = lambda p, *a: subprocess.run(
+        [sys.executable, "-m", "papermill", "--engine", "slmkit", str(p), str(tmp_path / "o.ipynb"), *a],
+        capture_output=True,
+        text=True,
+    )
+    assert run(good, "-p", "rate", "0.25").returncode == 0 and "rate is 0.25" in text(
+        nbformat.read(tmp_path / "o.ipynb", 4)
+    )
     assert "ZeroDivisionError" in run(bad).stderr and run(bad).returncode and run(dead).returncode == 3
     limited = run(good, "--execution-timeout", "5")
     assert limited.returncode and "limits runs, not cells" in limited.stderr
@@ -98,45 +174,95 @@ def test_where_no_fork_is_safe_a_fresh_process_does_the_same(tiny, tmp_path, mon
 
 def test_fresh_namespace_and_random_state(tiny, tmp_path, torch_pool):
     "Trap: forked children inherit the random state of their parent."
-    path = tiny("draw", "import random, numpy, torch\nassert 'leak' not in globals(); leak = 1\nprint(random.random(), numpy.random.rand(), torch.rand(1).item())")
+    path = tiny(
+        "draw",
+        "import random, numpy, torch\nassert 'leak' not in globals(); leak = 1\n"
+        "print(random.random(), numpy.random.rand(), torch.rand(1).item())",
+    )
     draws = [text(run_in(torch_pool, path, tmp_path, id=f"d{i}")[1]).split() for i in range(2)]
     assert len(draws[0]) == 3 and not set(draws[0]) & set(draws[1])
 
 def test_parallel_torch_in_a_child(tiny, tmp_path, torch_pool):
     "Trap: one multi-threaded operation in the parent hangs every child."
-    e, _ = run_in(torch_pool, tiny("mm", "import torch\ntorch.set_num_threads(2)\nx = torch.rand(600, 600, requires_grad=True); (x @ x).sum().backward()"), tmp_path, timeout=30)
+    e, _ = run_in(
+        torch_pool,
+        tiny(
+            "mm",
+            "import torch\ntorch.set_num_threads(2)\n"
+            "x = torch.rand(600, 600, requires_grad=True); (x @ x).sum().backward()",
+        ),
+        tmp_path,
+        timeout=30,
+    )
     assert e["status"] == "ok", e
 
 def test_environment_and_folder_do_not_leak(tmp_path, torch_pool):
     "Trap: papermill in threads shares one working directory. Two at once, each in its own, with its own environment."
     import os
     for i in "ab":
-        p = write_notebook(tmp_path/i/"nb.ipynb", "import os, time\ntime.sleep(.3); print(os.getcwd(), os.environ.get('MINE'))\nos.environ['LEAK'] = '1'")
-        torch_pool.start(dict(id=i, notebook=str(p), output=str(tmp_path/f"{i}.ipynb"), log=str(tmp_path/f"{i}.log"), cwd=str(p.parent), env={"MINE": i}))
+        p = write_notebook(
+            tmp_path / i / "nb.ipynb",
+            "import os, time\ntime.sleep(.3); print(os.getcwd(), os.environ.get('MINE'))\nos.environ['LEAK'] = '1'",
+        )
+        torch_pool.start(
+            dict(
+                id=i,
+                notebook=str(p),
+                output=str(tmp_path / f"{i}.ipynb"),
+                log=str(tmp_path / f"{i}.log"),
+                cwd=str(p.parent),
+                env={"MINE": i},
+            )
+        )
     ends = []
     while len(ends) < 2: ends += [e for e in torch_pool.events(1) if e["event"] == "end"]
     assert [text(nbformat.read(tmp_path/f"{i}.ipynb", 4)).split() for i in "ab"] == [[str(tmp_path/i), i] for i in "ab"]
-    _, nb = run_in(torch_pool, write_notebook(tmp_path/"c.ipynb", "import os\nprint('LEAK' in os.environ, 'MINE' in os.environ)"), tmp_path, id="c")
+    _, nb = run_in(
+        torch_pool,
+        write_notebook(tmp_path / "c.ipynb", "import os\nprint('LEAK' in os.environ, 'MINE' in os.environ)"),
+        tmp_path,
+        id="c",
+    )
     assert text(nb).strip() == "False False"
 
 def test_notebook_main_is_its_own(tiny, tmp_path, torch_pool):
-    e, nb = run_in(torch_pool, tiny("main", "import sys, pickle\nclass A: pass\nprint(__name__, pickle.loads(pickle.dumps(A())).__class__ is A, sys.stdin.read() == '')"), tmp_path)
+    e, nb = run_in(
+        torch_pool,
+        tiny(
+            "main",
+            "import sys, pickle\nclass A: pass\n"
+            "print(__name__, pickle.loads(pickle.dumps(A())).__class__ is A, sys.stdin.read() == '')",
+        ),
+        tmp_path,
+    )
     assert text(nb).split() == ["__main__", "True", "True"], e
 
 def test_stray_output_goes_to_the_log(tiny, tmp_path, torch_pool):
-    _, nb = run_in(torch_pool, tiny("stray", "import os; os.write(1, b'from C'); print('from Python')"), tmp_path, id="s")
+    _, nb = run_in(
+        torch_pool, tiny("stray", "import os; os.write(1, b'from C'); print('from Python')"), tmp_path, id="s"
+    )
     assert text(nb) == "from Python\n" and (tmp_path/"s.log").read_text() == "from C"
 
 def test_peak_memory_is_the_runs_own(tiny, tmp_path, torch_pool):
-    small, large = (run_in(torch_pool, tiny(n, s), tmp_path, id=n)[0] for n, s in (("small", "1"), ("large", "x = bytearray(300*2**20)")))
+    small, large = (
+        run_in(torch_pool, tiny(n, s), tmp_path, id=n)[0]
+        for n, s in (("small", "1"), ("large", "x = bytearray(300*2**20)"))
+    )
     assert 250 < large["peak_mb"] - small["peak_mb"] < 350
 
 # ---- directives
 
 def test_directives(tiny, tmp_path, torch_pool):
-    "`slow` at smoke, `cuda` without CUDA, `eval: false` and skip-execution everywhere (trap: papermill runs `eval: false`)."
+    "`slow` at smoke, `cuda` without CUDA, `eval: false` and skip-execution everywhere; papermill runs `eval: false`."
     import torch
-    path = tiny("marks", "#| slow\nprint('ran slow')", "#| cuda\nprint('ran cuda')", "#| eval: false\nprint('ran eval')", "#| test\nprint('ran test')", "s = '#| slow'\nprint('ran text')")
+    path = tiny(
+        "marks",
+        "#| slow\nprint('ran slow')",
+        "#| cuda\nprint('ran cuda')",
+        "#| eval: false\nprint('ran eval')",
+        "#| test\nprint('ran test')",
+        "s = '#| slow'\nprint('ran text')",
+    )
     said = {p: text(run_in(torch_pool, path, tmp_path, id=p, parameters=dict(profile=p))[1]) for p in ("smoke", "cpu")}
     ran = {p: [w for w in ("slow", "cuda", "eval", "test", "text") if f"ran {w}" in s] for p, s in said.items()}
     gpu = ["cuda"]*torch.cuda.is_available()
@@ -185,8 +311,13 @@ def test_a_fork_server_that_can_not_start_is_one_line(tiny, tmp_path, monkeypatc
     class Dead:
         def __init__(self, **kw): pass
         def start(self): raise EOFError
-    monkeypatch.setattr(executors, "CONTEXT", type("C", (), dict(Process=Dead, Pipe=executors.CONTEXT.Pipe, get_start_method=lambda self: "x"))())
-    with pytest.raises(KitError, match="won't stay: see"): Local(log=tmp_path/"warm.log").start(job(tiny("s", "1"), tmp_path))
+    monkeypatch.setattr(
+        executors,
+        "CONTEXT",
+        type("C", (), dict(Process=Dead, Pipe=executors.CONTEXT.Pipe, get_start_method=lambda self: "x"))(),
+    )
+    with pytest.raises(KitError, match="won't stay: see"):
+        Local(log=tmp_path / "warm.log").start(job(tiny("s", "1"), tmp_path))
 
 SCRIPT = """
 import os, sys, time
@@ -200,9 +331,17 @@ while True: print([e for e in pool.events(1) if e["event"] == "end"], flush=True
 def test_nothing_is_left_of_a_runner_that_was_killed(sign, tiny, tmp_path):
     "Not the fork server, not a run; and a script without `if __name__ == '__main__'` is not run twice."
     pid, script = tmp_path/"pid", tmp_path/"script.py"
-    script.write_text(SCRIPT.format(job=job(tiny("s", SLEEP.format(pid=str(pid))), tmp_path), log=str(tmp_path/"warm.log")))
+    script.write_text(
+        SCRIPT.format(job=job(tiny("s", SLEEP.format(pid=str(pid))), tmp_path), log=str(tmp_path / "warm.log"))
+    )
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    runner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=heard)
+    runner = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heard,
+    )
     at = waits(runner, pid)
     family = [p.pid for p in psutil.Process(runner.pid).children(recursive=True)]
     assert at in family and len(family) == 3  # the fork server, the run, multiprocessing's resource tracker
@@ -227,7 +366,11 @@ def test_many_jobs_a_few_at_once(tiny, tmp_path):
 def test_hub_ids_fail_at_once(tiny, tmp_path, torch_pool):
     "Trap: without HF_HUB_OFFLINE a hub id takes 48 s to fail."
     begun = time.time()
-    e, _ = run_in(torch_pool, tiny("hub", "from transformers import AutoConfig\nAutoConfig.from_pretrained('nobody/nothing')"), tmp_path)
+    e, _ = run_in(
+        torch_pool,
+        tiny("hub", "from transformers import AutoConfig\nAutoConfig.from_pretrained('nobody/nothing')"),
+        tmp_path,
+    )
     assert e["status"] == "error" and time.time() - begun < 20
 
 # ---- traps of the project's files

@@ -108,7 +108,9 @@ def test_the_answer_is_read_out_of_a_longer_text(trial, monkeypatch):
 
 def test_a_prefix_stands_before_each_input(trial, monkeypatch):
     seen = []
-    monkeypatch.setattr(experiment.generate, "generate_answers", lambda m, tok, asked, **kw: seen.extend(asked) or asked)
+    monkeypatch.setattr(
+        experiment.generate, "generate_answers", lambda m, tok, asked, **kw: seen.extend(asked) or asked
+    )
     trial.answers(None, prefix="[label] ")
     assert seen == ["[label] " + text for text in trial.test["input"]]
 

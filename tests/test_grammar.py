@@ -3,8 +3,19 @@ value."""
 import math, random
 import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from slmkit.toyland.grammar import (Grammar, bigram, next_log_probs, grammar, grammatical_share, kl, kl_estimate, oracle,
-    sentence_log_probs, strings, word_ids)
+from slmkit.toyland.grammar import (
+    Grammar,
+    bigram,
+    next_log_probs,
+    grammar,
+    grammatical_share,
+    kl,
+    kl_estimate,
+    oracle,
+    sentence_log_probs,
+    strings,
+    word_ids,
+)
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
 from slmkit.toyland.world import vocabulary

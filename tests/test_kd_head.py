@@ -106,7 +106,10 @@ def test_teacher_gets_no_gradient_and_graph_may_be_walked_twice():
     assert wt.grad is None and torch.allclose(ws.grad, 2*once)
 
 def test_memory_stays_below_one_matrix_of_logits_and_does_not_grow_with_tokens():
-    used = {n: peak_memory_mb(lambda: with_gradients(lambda *x: kd_head(*x, rows=16), draw(n, 2000))) for n in (512, 1024)}
+    used = {
+        n: peak_memory_mb(lambda: with_gradients(lambda *x: kd_head(*x, rows=16), draw(n, 2000)))
+        for n in (512, 1024)
+    }
     assert used[1024] < 1024*2000*4/2**20 and used[1024] - used[512] < .2*512*2000*4/2**20
 
 @pytest.mark.parametrize("beta", BETAS)

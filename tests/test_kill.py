@@ -1,4 +1,5 @@
-"SIGKILL at thirty random moments, of the runner, its fork server or a run: no finished record is lost, nothing half-written is believed."
+"SIGKILL at thirty random moments, of the runner, its fork server or a run: none that finished is lost."
+
 import collections, json, os, random, signal, subprocess, sys, time
 import nbformat, psutil
 from conftest import RECORD
@@ -8,7 +9,7 @@ from test_runner import RIGHT, right
 RUNS, KILLS = 24, 30
 
 def check(folder, before):
-    "Every record of the folder: the earlier ones unchanged, each with its right number and a whole notebook. Gives the records."
+    "Every record of the folder: the earlier ones unchanged, each with its right number and a whole notebook."
     found, torn = records.reading(folder)
     assert torn == 0 and found[:len(before)] == before
     for r in found:
@@ -22,7 +23,12 @@ def wait_for_a_run(folder, runner):
     "Until a notebook is being executed."
     old = {p.parent.name for p in folder.glob("running/*/notebook.ipynb")}
     end = time.time() + 20
-    while time.time() < end and runner.poll() is None and not {p.parent.name for p in folder.glob("running/*/notebook.ipynb")} - old: time.sleep(.01)
+    while (
+        time.time() < end
+        and runner.poll() is None
+        and not {p.parent.name for p in folder.glob("running/*/notebook.ipynb")} - old
+    ):
+        time.sleep(0.01)
 
 def victim(runner, rng):
     "The runner itself, or one of its processes."
@@ -31,8 +37,23 @@ def victim(runner, rng):
 
 def test_kill_and_resume(tiny, tmp_path):
     path, folder, rng = tiny("t", *RIGHT, "import time; time.sleep(.05)"), tmp_path/"r", random.Random(0)
-    cmd = [sys.executable, "-c", "from slmkit.cli.main import main; main()", "run", str(path), "--profile", "smoke", "--seeds", f"0-{RUNS - 1}", "--out", str(folder),
-           "--jobs", "2", "--quiet", "--force"]
+    cmd = [
+        sys.executable,
+        "-c",
+        "from slmkit.cli.main import main; main()",
+        "run",
+        str(path),
+        "--profile",
+        "smoke",
+        "--seeds",
+        f"0-{RUNS - 1}",
+        "--out",
+        str(folder),
+        "--jobs",
+        "2",
+        "--quiet",
+        "--force",
+    ]
     found, killed, alive = [], collections.Counter(), None
     for _ in range(KILLS):
         if alive is None or alive.poll() is not None:
@@ -43,14 +64,22 @@ def test_kill_and_resume(tiny, tmp_path):
             p = victim(psutil.Process(alive.pid), rng); name = "runner" if p.pid == alive.pid else "below"
             p.kill(); killed[name] += 1
             if name == "runner": alive.wait()
-        except psutil.NoSuchProcess: pass
+        except psutil.NoSuchProcess:
+            pass
         found = check(folder, found)
     if alive.poll() is None: alive.kill(); alive.wait()
     found = check(folder, found)
     done = subprocess.run(cmd[:-1], capture_output=True, text=True, timeout=120)  # without --force: finish the rest
     assert done.returncode == 0, done.stderr
     found = check(folder, found)
-    assert {r["seed"] for r in found if r["status"] == "ok"} == set(range(RUNS)) and not list((folder/"running").iterdir())
+    assert {r["seed"] for r in found if r["status"] == "ok"} == set(range(RUNS)) and not list(
+        (folder / "running").iterdir()
+    )
     statuses = collections.Counter(r["status"] for r in found)
     print(f"killed: {dict(killed)}; records: {dict(statuses)}")
-    assert killed["runner"] >= 5 and killed["below"] >= 5 and statuses["ok"] > RUNS and set(statuses) <= {"ok", "memory"}
+    assert (
+        killed["runner"] >= 5
+        and killed["below"] >= 5
+        and statuses["ok"] > RUNS
+        and set(statuses) <= {"ok", "memory"}
+    )

@@ -98,7 +98,12 @@ def router_for(model, gates):
 def test_whole_parts_give_the_expert_back(base, vectors):
     model, tok = base
     shared = total(vectors, .3)
-    batch = dict(zip(("input_ids", "attention_mask"), encode_prompts(model, tok, ["lena likes the ship .", "is it cold ?"], 64)))
+    batch = dict(
+        zip(
+            ("input_ids", "attention_mask"),
+            encode_prompts(model, tok, ["lena likes the ship .", "is it cold ?"], 64),
+        )
+    )
     parts = [{n: factors(x, 999) for n, x in difference(v, shared).items()} for v in vectors]
     with torch.no_grad():
         want = added(model, vectors[1])(**batch).logits

@@ -27,7 +27,8 @@ def test_runs_that_say_other_things_are_not_timed(runs, tmp_path):
 def test_a_failed_run_is_no_time(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "execute", lambda *a, **kw: [dict(technique="tiny", status="memory", error="killed")])
     with pytest.raises(KitError, match="tiny: memory: killed"): bench.by_slmkit(runs, tmp_path)
-    with pytest.raises(KitError, match="papermill failed"): bench.by_papermill([dict(runs[0], path="/nowhere.ipynb")], tmp_path)
+    with pytest.raises(KitError, match="papermill failed"):
+        bench.by_papermill([dict(runs[0], path="/nowhere.ipynb")], tmp_path)
 
 def test_planning_counts_every_cached_run(): assert bench.planning(50)["cached_runs"] == 50
 

@@ -1,4 +1,5 @@
-"`slmkit start` on a tiny project: how many seeds, which cells, what it says; and bad input at the door of the whole command line."
+"`slmkit start` on a tiny project: how many seeds, which cells, what it says; and bad input at the door."
+
 import json, os, re, shutil
 import pytest
 from conftest import ROOT, write_notebook
@@ -13,10 +14,11 @@ from slmkit.core.settings import settings
 from slmkit.core.claims import claim
 cfg = settings(profile, model=model, data=data, columns=columns, smoke=dict(model="t5-1m", data="word_problems"),
     cpu=dict(model="t5-1m", data="word_problems"))
-gain = claim("tiny-gain", work="w", says="A is more than B.", kind="effect", metric="points", value=lambda a: a["a"] - a["b"],
-    control=lambda a: a["c"] - a["b"], least=.02, unit="training", settles=dict(cpu="partly"))
-more = claim("slow-gain", work="w", says="Slowly.", kind="effect", metric="points", value=lambda a: a["a"], control=lambda a: 0., least=.02,
-    unit="training", settles=dict(cpu="partly"))
+gain = claim("tiny-gain", work="w", says="A is more than B.", kind="effect", metric="points",
+    value=lambda a: a["a"] - a["b"], control=lambda a: a["c"] - a["b"], least=.02, unit="training",
+    settles=dict(cpu="partly"))
+more = claim("slow-gain", work="w", says="Slowly.", kind="effect", metric="points", value=lambda a: a["a"],
+    control=lambda a: 0., least=.02, unit="training", settles=dict(cpu="partly"))
 '''
 RECORD = 'gain.record(seed, rows=["r"], a=.5 + .01*seed, b=.4, c=.4)'
 SLOW = '#| slow\nmore.record(seed, rows=["r"], a=.9)'
@@ -51,7 +53,12 @@ def test_at_least_three_seeds_the_report_and_the_ledger_beside_it(project, capfd
     assert all(set(r["claims"]) == {"tiny-gain"} for r in records)
     report = re.search(r"report +(\S+)", out)[1]
     assert "tiny-gain" in open(report).read()
-    assert "for the first 3" in out and re.search(r"this machine +0\.11 \[", out) and "control 0;" in out and "no verdict" in out
+    assert (
+        "for the first 3" in out
+        and re.search(r"this machine +0\.11 \[", out)
+        and "control 0;" in out
+        and "no verdict" in out
+    )
     assert re.search(r"shipped ledger +nothing published", out) and len(re.findall(r"slmkit (run|verdicts)", out)) == 2
     assert os.environ.get("SLMKIT_SKIP_SLOW") is None
 
@@ -76,7 +83,15 @@ def test_settings_say_what_is_run(project, capfd):
     (root/"settings.ini").write_text("[slmkit]\nstart =\n")
     assert "write `start = NAME`" in one_line(capfd, "start")
 
-@pytest.mark.parametrize("argv, words", [(["--budget", "soon"], "write 8m"), (["--model", "/nowhere"], "no such folder"), (["--out", "file/x"], "--out")])
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--budget", "soon"], "write 8m"),
+        (["--model", "/nowhere"], "no such folder"),
+        (["--out", "file/x"], "--out"),
+    ],
+)
 def test_bad_options(project, capfd, argv, words):
     root = project(RECORD); (root/"file").write_text("")
     assert words in one_line(capfd, "start", *argv)
@@ -91,23 +106,42 @@ def test_damaged_weights_stop_it_before_anything_runs(project, tmp_path, monkeyp
     project(RECORD); monkeypatch.setattr(zoo, "zoo_folder", lambda: tmp_path/"zoo")
     assert "git checkout -- slmkit/zoo" in one_line(capfd, "start")
 
-@pytest.mark.parametrize("argv, words", [
-    (["run", "step_by_stp"], "did you mean 'step_by_step'"), (["run", "step_by_step", "-p", "ratee=1"], "did you mean 'rate'"),
-    (["run", "step_by_step", "-p", "rate=much"], "float wanted"), (["run", "step_by_step", "--profile", "cpuu"], "did you mean 'cpu'"),
-    (["run", "step_by_step", "--seeds", "100"], "slmkit confirm"), (["run", "step_by_step", "--out", "file/x"], "--out"),
-    (["confirm", "step_by_stp"], "did you mean 'step_by_step'"), (["report", "nowhere"], "nowhere"), (["status", "nowhere"], "nowhere")])
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["run", "step_by_stp"], "did you mean 'step_by_step'"),
+        (["run", "step_by_step", "-p", "ratee=1"], "did you mean 'rate'"),
+        (["run", "step_by_step", "-p", "rate=much"], "float wanted"),
+        (["run", "step_by_step", "--profile", "cpuu"], "did you mean 'cpu'"),
+        (["run", "step_by_step", "--seeds", "100"], "slmkit confirm"),
+        (["run", "step_by_step", "--out", "file/x"], "--out"),
+        (["confirm", "step_by_stp"], "did you mean 'step_by_step'"),
+        (["report", "nowhere"], "nowhere"),
+        (["status", "nowhere"], "nowhere"),
+    ],
+)
 def test_mistakes_at_the_door_are_one_line(project, capfd, argv, words):
     root = project(RECORD); (root/"file").write_text("")
     assert words in one_line(capfd, *argv)
 
-MISTAKES = {'load(DATA, "train", columns="input=question,label=answr")': "no column 'answr'", 'load(DATA, "train", columns="inputt=question")': "no part 'inputt'",
-            'load("svamp", "train")': "SLMKIT_DATA", 'load("svmp", "train")': "did you mean 'svamp'"}
+MISTAKES = {
+    'load(DATA, "train", columns="input=question,label=answr")': "no column 'answr'",
+    'load(DATA, "train", columns="inputt=question")': "no part 'inputt'",
+    'load("svamp", "train")': "SLMKIT_DATA",
+    'load("svmp", "train")': "did you mean 'svamp'",
+}
 def test_mistakes_that_only_a_run_can_see_are_one_line_each(project, capfd, monkeypatch):
     monkeypatch.delenv("SLMKIT_DATA", raising=False)
     root = project(RECORD)
-    own = root/"own.jsonl"; own.write_text("".join(json.dumps(dict(question=f"{i} ?", answer="y")) + "\n" for i in range(40)))
+    own = root / "own.jsonl"
+    own.write_text("".join(json.dumps(dict(question=f"{i} ?", answer="y")) + "\n" for i in range(40)))
     for i, cell in enumerate(MISTAKES):
-        write_notebook(root/f"nbs/adapt/0{i}_mistake{i}.ipynb", f"from slmkit.core.data import load\nDATA = '../../own.jsonl'", cell)
+        write_notebook(
+            root / f"nbs/adapt/0{i}_mistake{i}.ipynb",
+            f"from slmkit.core.data import load\nDATA = '../../own.jsonl'",
+            cell,
+        )
     code, _, err = said(capfd, "run", "--family", "adapt", "--seeds", "0", "-q")
     assert code == 1 and "Traceback" not in err and len(err.splitlines()) == len(MISTAKES), err
     for words in MISTAKES.values(): assert words in err

@@ -221,7 +221,14 @@ def test_lora_begins_as_nothing_trains_alone_and_leaves_nothing_behind():
     with torch.no_grad(): want = model(**batch).logits
     tuned = with_lora(copy.deepcopy(model), 2)
     with torch.no_grad(): assert torch.equal(tuned(**batch).logits, want)
-    h = fit(tuned, lambda m, b: m(**b).loss, batches(rows(20), 5, 0, random.Random(0)), steps=20, lr=2e-2, progress=False)
+    h = fit(
+        tuned,
+        lambda m, b: m(**b).loss,
+        batches(rows(20), 5, 0, random.Random(0)),
+        steps=20,
+        lr=2e-2,
+        progress=False,
+    )
     assert h.loss[-1] < h.loss[0] and all(torch.equal(p, dict(model.named_parameters())[n.replace(".linear", "")])
                                           for n, p in tuned.named_parameters() if not n.endswith((".A", ".B")))
     merged = merge(tuned)

@@ -113,7 +113,9 @@ def test_bits_a_weight_are_what_lies_on_the_disk(lm, tmp_path):
         want = sum(x.weight.numel()*(bits + (16 + bits)*parts/x.weight.shape[1])
             for x in linear_layers(model).values())/weights
         assert effective_bits(q) == pytest.approx(want, rel=1e-3)
-        rest = 2*sum(t.numel() for n, t in own_tensors(model).items() if n.rpartition(".")[0] not in linear_layers(model))
+        rest = 2 * sum(
+            t.numel() for n, t in own_tensors(model).items() if n.rpartition(".")[0] not in linear_layers(model)
+        )
         assert 0 < size - ours - rest < 20_000  # the header
 
 def test_a_model_read_back_gives_the_same_logits(lm, tmp_path):

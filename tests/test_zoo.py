@@ -117,12 +117,17 @@ def test_a_twin_is_its_base_and_its_factors(copy):
     layers = with_lora(changed, 2)
     for c in layers.values(): torch.nn.init.normal_(c.B, std=.1)
     save_tuned(copy/"lm-1m-mine", "lm-1m", layers)
-    (copy/"lm-1m-mine/card.json").write_text(json.dumps(dict(base="lm-1m", sha256=zoo.sha256(copy/"lm-1m-mine/model.safetensors"))))
+    (copy / "lm-1m-mine/card.json").write_text(
+        json.dumps(dict(base="lm-1m", sha256=zoo.sha256(copy / "lm-1m-mine/model.safetensors")))
+    )
     for kind, prefix in (("causal", "model."), ("encoder", "")):  # with its head and without it
         twin, _ = zoo.load_model("lm-1m-mine", device="cpu", kind=kind)
         factors = load_file(copy/"lm-1m-mine/model.safetensors")
         for layer in layers:
-            want = base.model.get_submodule(layer).weight + factors[f"{layer}.B"].float() @ factors[f"{layer}.A"].float()
+            want = (
+                base.model.get_submodule(layer).weight
+                + factors[f"{layer}.B"].float() @ factors[f"{layer}.A"].float()
+            )
             assert torch.equal(twin.get_submodule(prefix + layer).weight, want)
     corrupt(copy/"lm-1m/model.safetensors")  # a twin of a damaged base is damaged
     with pytest.raises(KitError, match="corrupted"): zoo.load_model("lm-1m-mine")
