@@ -108,9 +108,8 @@ def test_the_answer_is_read_out_of_a_longer_text(trial, monkeypatch):
 
 def test_a_prefix_stands_before_each_input(trial, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        experiment.generate, "generate_answers", lambda m, tok, asked, **kw: seen.extend(asked) or asked
-    )
+    written = lambda model, tok, asked, **how: seen.extend(asked) or asked
+    monkeypatch.setattr(experiment.generate, "generate_answers", written)
     trial.answers(None, prefix="[label] ")
     assert seen == ["[label] " + text for text in trial.test["input"]]
 
@@ -214,18 +213,30 @@ def test_one_record_for_all_claims(tmp_path, monkeypatch, capsys):
 
 # ---- tuning
 
+def test_the_code_hash_counts_the_file_that_tune_writes(tmp_path, monkeypatch):
+    from slmkit.run import hashes
+    monkeypatch.setattr(hashes, "package_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "package_folder", lambda: tmp_path)
+    monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/some_repro")
+    cfg = settings("smoke", smoke=SMALL | dict(model="owner/small-2.5", data="folder/own.jsonl"))
+    at = dict(model=cfg.model, data=cfg.data)
+    assert not hashes.tuning_hash("nbs/distill/some_repro.ipynb", at)
+    tuning.tuning_file().parent.mkdir()
+    tuning.tuning_file().write_text("{}", encoding="utf-8")
+    assert hashes.tuning_hash("nbs/distill/some_repro.ipynb", at)
+
 @pytest.fixture
 def notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("SLMKIT_TUNING", str(tmp_path))
-    monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/some")
+    monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/some_repro_short")
     settings("smoke", smoke=SMALL)
-    return tmp_path/"distill/some.lm-0-1m.topics.json"
+    return tmp_path/"some.lm-0.1m.topics.json"
 
 def test_trials_are_made_only_when_asked_for(notebook, trial, monkeypatch, capsys):
     calls = []
     score = lambda t, rate: calls.append((t.seed, rate)) or {1e-3: .2, 3e-3: .6, 1e-2: .5}[rate] + t.seed
     assert tuning.tune("both", trial, lr=[1e-3, 3e-3, 1e-2], score=score).empty and not calls
-    assert "no trials of 'both' are stored: slmkit tune distill/some" in capsys.readouterr().out
+    assert "no trials of 'both' are stored: slmkit tune distill/some_repro_short" in capsys.readouterr().out
     assert not notebook.exists()
     monkeypatch.setenv("SLMKIT_TUNE", "1")
     table = tuning.tune("both", trial, lr=[1e-3, 3e-3, 1e-2], score=score)
@@ -246,7 +257,6 @@ def test_an_edge_is_said_and_an_arm_without_a_rate_is_stored(notebook, trial, mo
 def test_rates_that_are_not_there(notebook, trial):
     assert tuning.best_rate("both", otherwise=.5) == .5
     assert "no trials of 'both'" in refused(tuning.best_rate, "both")
-    notebook.parent.mkdir()
     notebook.write_text("{", encoding="utf-8")
     assert "slmkit tune" in refused(tuning.best_rate, "both")
 

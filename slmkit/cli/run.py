@@ -23,7 +23,7 @@ from ..verdicts.confirm import confirm
 
 # %% ../../nbs/cli/run.ipynb #d39f9488
 def _option(kind, *flags, **how): return A[kind, typer.Option(*flags, show_default=False, **how)]
-Profile = _option(str, help="smoke | cpu | gpu | paper; else as settings.ini says.")
+Profile = _option(str, help="smoke | cpu | real | gpu; else as settings.ini says.")
 Model = _option(str, help="Zoo name, local checkpoint folder or hub id.")
 Data = _option(str, help="Task, data set or file.")
 Columns = _option(str, help="Columns of your file: input=question,label=answer.")

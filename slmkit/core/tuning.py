@@ -17,10 +17,11 @@ from .settings import KitError, current, nearest, package_folder
 
 # %% ../../nbs/core/32_tuning.ipynb #375c5732
 def tuning_file():
-    "The file with the trials of this notebook, at the model and data of its settings."
+    "TECHNIQUE.MODEL.DATA.json of this notebook and its settings; the code hash of a run counts this file in."
     folder = Path(os.environ.get("SLMKIT_TUNING") or package_folder()/"tuning")
-    plain = lambda text: re.sub(r"[^\w-]+", "-", text or "", flags=re.A).strip("-") or "none"
-    return folder/f"{technique_name() or 'no-name'}.{plain(current.cfg.model)}.{plain(current.cfg.data)}.json"
+    technique = re.sub(r"_repro(_\w+)?$", "", Path(technique_name() or "no-name").name)
+    parts = technique, current.cfg.model, current.cfg.data
+    return folder/(".".join(Path(p).name for p in parts if p) + ".json")
 
 # %% ../../nbs/core/32_tuning.ipynb #a1440dc4
 def tuning(

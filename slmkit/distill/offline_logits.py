@@ -51,8 +51,8 @@ def answered(
 ):
     "The model's logits in the order of the questions, batch by batch: an iterator of float[questions, vocabulary]."
     model.eval()
-    for i in range(0, len(rows), size): yield answers(model,
-                                                      to_device(collate(rows[i:i + size], pad), model.device))[0].cpu()
+    batches = (to_device(collate(rows[i:i + size], pad), model.device) for i in range(0, len(rows), size))
+    for b in batches: yield answers(model, b)[0].cpu()
 
 # %% ../../nbs/distill/offline_logits.ipynb #6544d85b
 NEVER = -1e4  # the logarithm of no probability at all: finite in float16 too, and 0 times it is 0
