@@ -84,3 +84,12 @@ def test_two_at_once(tiny, tmp_path):
     held = fetched.lock(tmp_path/"models/tiny.lock")
     refused("another process is fetching it", "tiny", str(tiny()))
     fetched.unlock(held)
+
+def test_the_verb_says_where_it_is_and_what_was_rounded(tiny, monkeypatch, capsys):
+    from slmkit.cli import main, zoo
+    for name in ("fetch", "real_models"): monkeypatch.setattr(zoo, name, getattr(fetched, name))
+    with pytest.raises(SystemExit) as e: main.main(["zoo", "fetch", "tiny", "--archive", str(tiny())])
+    said = capsys.readouterr().out
+    assert not e.value.code and "tiny (MIT) is in" in said and "--model" in said
+    with pytest.raises(SystemExit) as e: main.main(["zoo", "fetch", "tinny"])
+    assert e.value.code == 2 and "no real model 'tinny'" in capsys.readouterr().err

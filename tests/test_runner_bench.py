@@ -1,10 +1,13 @@
 "The benchmark compares before it times: what differs is said, and what can't be measured is no figure."
 import json
+import sys
 import nbformat, pytest
-from slmkit.cli import bench
+from conftest import ROOT
 from slmkit.cli.main import main
 from slmkit.core.settings import KitError
 from slmkit.run.plan import plan
+sys.path.insert(0, str(ROOT/"tests/benchmarks"))
+import common, runner as bench
 
 @pytest.fixture
 def runs(tmp_path): return plan([("tiny", bench.tiny(tmp_path/"tiny.ipynb"))], "smoke", [0, 1])
@@ -32,11 +35,15 @@ def test_a_failed_run_is_no_time(runs, tmp_path, monkeypatch):
 
 def test_planning_counts_every_cached_run(): assert bench.planning(50)["cached_runs"] == 50
 
-def test_the_verb_prints_json(monkeypatch, capsys):
+def test_the_script_prints_json(monkeypatch, capsys):
     monkeypatch.setattr(bench, "bench", lambda n, rounds, suite, side: dict(runs=n, side=side) | bench.machine())
     monkeypatch.setattr(bench, "planning", lambda: dict(seconds=1))
-    with pytest.raises(SystemExit) as e: main(["bench", "-n", "3"])
+    common.show(bench.measure, bench.parser, ["--n", "3"])
     out = json.loads(capsys.readouterr().out)
-    assert not e.value.code and out["runs"] == 3 and out["versions"]["torch"] and out["planning"] == dict(seconds=1)
-    with pytest.raises(SystemExit) as e: main(["bench", "-n", "0"])
-    assert e.value.code
+    assert out["runs"] == 3 and out["versions"]["torch"] and out["planning"] == dict(seconds=1)
+    with pytest.raises(SystemExit) as e: common.show(bench.measure, bench.parser, ["--n", "0"])
+    assert "--n 0 must be at least 1" in e.value.code
+
+def test_the_verb_runs_the_script(capfd):
+    with pytest.raises(SystemExit) as e: main(["bench", "--help"])
+    assert not e.value.code and "--suite" in capfd.readouterr().out

