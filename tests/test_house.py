@@ -1,5 +1,6 @@
 "How the house stands: which room may import which, no circles, no hidden imports, and its budgets."
 import ast, json, re, subprocess, sys, tomllib
+from collections import Counter
 from fnmatch import fnmatch
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -173,3 +174,12 @@ def test_the_wheel_holds_every_file_that_is_no_module():
     globs = SETTINGS["tool"]["setuptools"]["package-data"]["slmkit"]
     names = [p.removeprefix("slmkit/") for p in listed if not p.endswith(".py")]
     assert names and [n for n in names if not any(fnmatch(n, g) for g in globs)] == []
+
+# ---- pages
+
+def test_no_two_pages_have_one_title():
+    titles = Counter()
+    for path in sorted(ROOT.glob("nbs/**/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if ".ipynb_checkpoints" not in path.parts else []
+        titles.update(m[0] for c in cells if (m := re.match("# .*", "".join(c["source"]))))
+    assert titles.total() > 100 and [t for t, n in titles.items() if n > 1] == []
