@@ -66,7 +66,7 @@ def verdict_in(r): # a row
 def bases_text(group): # rows of one claim
     "'one base', or the outcome on each of several; empty where no base was trained or nothing is to be shown by it."
     found = {r["base"]: verdict_in(r) for r in group if r["base"] and not r["draws"] and r["stands"] != "construction"}
-    return bases(list(found.values())) if len(found) > 1 else "one base" if found else ""
+    return bases([found[b] for b in sorted(found)]) if len(found) > 1 else "one base" if found else ""
 
 # %% ../../nbs/verdicts/table.ipynb #b8c9e008
 def with_bases(rows):
