@@ -403,10 +403,11 @@ def html(
 ):
     "The whole report as one HTML document."
     rows = [c["row"] for s in sections for c in s["claims"]]
-    meanings = {o: text for o, (_, text) in MEANING.items() if any(r["label"].startswith(o) for r in rows)}
+    judged = [r for r in rows if r["label"] != BUILD]
+    meanings = {o: text for o, (_, text) in MEANING.items() if any(r["label"].startswith(o) for r in judged)}
     notes = [NOTE] if any(r["label"] == BUILD for r in rows) else []
     return template().render(
-        title=title, totals=totals(records), rows=rows, counts=counts(rows), meanings=meanings,
+        title=title, totals=totals(records), rows=rows, counts=counts(judged) if judged else {}, meanings=meanings,
         sections=sections, failed=failed, changes=None if changes is None else change_lists(changes), before=before,
         notes=[*notes, *left_out], environment=environment(records))
 
