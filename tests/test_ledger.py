@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from slmkit.core import claims as core
 from slmkit.core.claims import claim, entries, expect, figure, read_entry
+from slmkit.core.judge import OUTCOMES
 from slmkit.core.settings import KitError, current, hardware
 from slmkit.cli.main import main
 from slmkit.project.registry import field_rows, import_works, known_from, registry, search, served
@@ -13,6 +14,7 @@ from slmkit.verdicts.confirm import Job, confirm
 from slmkit.verdicts.external import add
 from slmkit.verdicts.entry import dump, file_of, records_of
 from slmkit.verdicts.ledger import check_ledger, copy_reasons, evaluate, problems, publish, unexplained
+from slmkit.verdicts import table
 from slmkit.verdicts.table import rows
 
 ROOT = Path(__file__).parents[1]
@@ -377,7 +379,8 @@ def spoiled(**spec):
     (spoiled(value=float("nan")), "not a finite number"),
     (spoiled(arms=dict(x=float("inf"))), "not a finite number"),
     (spoiled(spec=SPEC | dict(least="0")), "least is not a finite number"),
-    (spoiled(spec=SPEC | dict(settles=None)), "lacks settles"),
+    (spoiled(spec={k: v for k, v in SPEC.items() if k != "stands"}), "lacks stands"),
+    (spoiled(spec=SPEC | dict(stands="partly")), "none of paper, variant, construction"),
     (spoiled(spec=SPEC | dict(paper="big")), "no number"),
     (spoiled(spec=SPEC | dict(control=None)), "needs control="),
     (spoiled(spec=None), "needs spec and arms"),
@@ -547,11 +550,50 @@ def run_cli(capsys, *args):
 def test_verdicts_on_the_command_line(shipped, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80"); publish(ten(), "confirm")
     code, out, _ = run_cli(capsys, "verdicts", "made_up")
-    assert code == 0 and "1 holds" in out and max(map(len, out.splitlines())) <= 80
+    assert code == 0 and "helps: holds · our variant · 10 seeds · one base" in out
+    assert "our variant, counted apart\n  1 holds" in out and max(map(len, out.splitlines())) <= 80
     assert json.loads(run_cli(capsys, "verdicts", "--outcome", "holds", "--json")[1])[0]["attempts"] == 1
     assert run_cli(capsys, "verdicts", "made_up", "--csv")[1].splitlines()[1].startswith("distill/made_up,cpu")
     code, _, err = run_cli(capsys, "verdicts", "--profile", "cup")
     assert code == 2 and "did you mean 'cpu'" in err and len(err.splitlines()) == 1
+
+
+def test_a_verdict_comes_with_its_scale_share_reason_bases_and_attempts(shipped, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    paper = SPEC | dict(work="distilling-step-by-step", stands="paper")
+    one = lambda r: r | dict(claims=dict(helps=r["claims"]["helps"] | dict(spec=paper)))
+    publish([one(record(s, code="c0")) for s in range(100, 110)], "confirm")
+    path = publish([one(record(s, gain=-.05)) for s in range(100, 110)], "confirm")
+    publish([one(record(s, model="t5-1m-s1")) for s in range(100, 110)], "confirm")
+    e = load(path); e["claims"]["helps"]["verdict"] |= dict(because=["floor", "All arms guess [a] word."], attempts=2)
+    save(path, e)
+    out = run_cli(capsys, "verdicts", "made_up")[1]
+    assert "distill/made_up · in Toyland · cpu · t5-1m · facts\n" in out
+    assert "helps: opposite · 10 seeds · t5-1m: opposite; t5-1m-s1: holds · 2 attempts\n" in out
+    numbers = "least that counts 0.02, control 0 (0% of the value), paper 0.04 (from memory, unchecked)"
+    assert numbers in " ".join(out.split())
+    assert "floor: All arms guess [a] word." in out
+    assert "claims of papers, in Toyland\n  1 holds, 1 opposite\n" in out and max(map(len, out.splitlines())) <= 100
+    [row] = [r for r in rows(shipped) if r["outcome"] == "opposite"]
+    assert (row["because"], row["attempts"], row["scale"]) == ("floor: All arms guess [a] word.", 2, "in Toyland")
+
+
+@pytest.mark.parametrize("verdict, label, notes", [
+    (dict(draws=True), "holds (one model, ten draws)", []),
+    (dict(n=5), "holds (5 seeds)", ["one base"]),
+    (dict(n=5, outcome="open"), "open", ["5 seeds", "one base"]),
+    (dict(n=20), "holds", ["20 seeds", "one base"])])
+def test_seeds_or_draws_are_said_once(shipped, verdict, label, notes):
+    path = publish(ten(), "confirm")
+    e = load(path); e["claims"]["helps"]["spec"]["stands"] = "paper"
+    e["claims"]["helps"]["verdict"] |= verdict; save(path, e)
+    [row] = [r for r in rows(shipped) if r["claim"] == "helps"]
+    assert (row["label"], table.notes(row)) == (label, notes)
+
+
+def test_every_outcome_has_a_meaning_and_red_is_for_what_speaks_against():
+    assert set(OUTCOMES) - set(table.MEANING) <= {"never run", "mechanics only"}
+    assert {o for o in OUTCOMES if table.tone(o) == "bad"} == {"opposite", "fails"}
 
 
 def test_the_ledger_on_the_command_line(shipped, capsys, tmp_path, monkeypatch):

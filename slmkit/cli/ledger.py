@@ -18,13 +18,13 @@ from ..verdicts.ledger import check_ledger
 def add_verdicts(app): # typer.Typer
     "Add `slmkit verdicts`."
     O = typer.Option
-    @app.command("verdicts", epilog="Examples: slmkit verdicts · slmkit verdicts distill --outcome 'holds here' "
+    @app.command("verdicts", epilog="Examples: slmkit verdicts · slmkit verdicts distill --outcome opposite "
                                     "· slmkit verdicts --csv > v.csv")
     def _(technique: str = typer.Argument("", help="family/name, or a part of it"),
           family: str = O("", help="such as distill"),
-          profile: str = O("", help=f"one of {', '.join(PROFILES)}"), outcome: str = O("", help="such as 'holds here'"),
+          profile: str = O("", help=f"one of {', '.join(PROFILES)}"), outcome: str = O("", help="such as holds"),
           work: str = O("", help="slug of a work"), json_: bool = O(False, "--json"), csv_: bool = O(False, "--csv")):
-        "The table of claims: measured interval and verdict beside the paper's figure."
+        "The table of claims: the outcome, why a claim does not hold, the interval, the control, the paper's figure."
         from slmkit.verdicts.table import chosen, rows, show
         show(chosen(rows(), technique, family, profile, outcome, work), json_, csv_)
 

@@ -22,6 +22,7 @@ from ..project.sync import NAMES
 from ..run.notebooks import KIT, MARKERS, TECHNIQUES, bare, declared, load, notebooks, project, title
 from .evidence import evidence
 from .reference import documented, module_page, signature
+from ..verdicts.figure import filled
 from ..verdicts.table import rows as verdict_rows
 
 # %% ../../nbs/site/stage.ipynb #4ac25167
@@ -106,10 +107,12 @@ def staged_cell(c, lesson, known): # a cell, whether it is of a technique's note
 # %% ../../nbs/site/stage.ipynb #96c15d3e
 CALLING = ["index", "techniques", "field", "ledger", "labs", "zoo"]
 def run_page(nb, name, root): # notebook as a dict, its name for messages, the project, where it runs
-    "The notebook's cells with outputs."
+    "The notebook with what the ledger says in its texts, and with its cells' outputs."
     from execnb.shell import CaptureShell
     from fastcore.xtras import working_directory
     shell = CaptureShell(mpl_format=None)
+    for c in nb["cells"]:
+        if c["cell_type"] == "markdown": c["source"] = filled("".join(c["source"]), root)
     with working_directory(root):
         for c in (c for c in nb["cells"] if c["cell_type"] == "code"):
             c["outputs"] = [dict(o) for o in shell.run("".join(c["source"]))]

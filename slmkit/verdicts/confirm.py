@@ -107,17 +107,17 @@ def second_base(job, run, folder=None): # Job, one of its planned runs; of the l
     if not any(verdict_of(entry, n).outcome == "holds" for n in of_paper): return None
     return Job(job.technique, job.profile, other, job.data, job.columns)
 
-# %% ../../nbs/verdicts/confirm.ipynb #f38f40fc
+# %% ../../nbs/verdicts/confirm.ipynb #e34e5cf8
 class Queue:
     "Jobs to confirm, the lines to read, and the records of all runs."
     def __init__(self,
-        jobs,          # list of Job
+        wanted,        # list of Job
         folder,        # run folder
         anyway=False,  # confirm what three build seeds say can't be decided
         one_base=False, # leave the second base out
         **options,     # of `execute`
     ):
-        self.jobs, self.folder, self.anyway, self.one_base, self.options = jobs, folder, anyway, one_base, options
+        self.jobs, self.folder, self.anyway, self.one_base, self.options = wanted, folder, anyway, one_base, options
         self.lines, self.records, self.power, self.failed = [], [], {}, False
 
 # %% ../../nbs/verdicts/confirm.ipynb #7e114ad5
