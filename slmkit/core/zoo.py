@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/core/zoo.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'zoo_folder', 'zoo', 'sha256', 'verify', 'from_pretrained', 'with_decoder', 'model_path', 'linear_layers',
-           'add_low_rank_delta', 'load_model', 'check_kind', 'warn_unknown', 'warm_up']
+           'add_low_rank_delta', 'has_bfloat16', 'usual_dtype', 'load_model', 'check_kind', 'warn_unknown', 'warm_up']
 
 # %% ../../nbs/core/06_zoo.ipynb #6125c0d7
 import hashlib, json, random
@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from .fit import batches, encode_seq2seq, fit, lm_loss
-from .settings import KitError, nearest, package_folder
+from .real import real_folder, real_models
+from .settings import KitError, current, nearest, package_folder
 from ..toyland.tokenizer import unknown_share
 
 # %% ../../nbs/core/06_zoo.ipynb #c7bcfcac
@@ -78,12 +79,13 @@ def with_decoder(
 
 # %% ../../nbs/core/06_zoo.ipynb #72ed3423
 def model_path(
-    name, # zoo name, local checkpoint folder, or hub id (owner/name)
+    name, # zoo name, real model's name, local checkpoint folder, or hub id (owner/name)
 ):
-    "Folder or hub id that transformers loads, a zoo model's weights checked. Raises KitError for an unknown name."
+    "Folder or hub id that transformers loads, a zoo model's weights checked. KitError for an unknown or absent model."
     if name in zoo(): verify(name); return str(zoo_folder()/name)
+    if name in real_models(): return str(real_folder(name))
     if Path(name).is_dir() or "/" in name: return name
-    raise KitError(f"no model {name!r}{nearest(name, zoo())}; or a checkpoint folder, "
+    raise KitError(f"no model {name!r}{nearest(name, [*zoo(), *real_models()])}; or a checkpoint folder, "
                    "or a hub id such as google/t5-v1_1-base")
 
 # %% ../../nbs/core/06_zoo.ipynb #19a1ab84
@@ -109,17 +111,35 @@ def add_low_rank_delta(
     for layer in sorted({k[:-2] for k in factors}):
         model.base_model.get_submodule(layer).weight += factors[f"{layer}.B"].float() @ factors[f"{layer}.A"].float()
 
+# %% ../../nbs/core/06_zoo.ipynb #b6f1895e
+def has_bfloat16():
+    "Whether this machine multiplies bfloat16 matrices natively."
+    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+
+# %% ../../nbs/core/06_zoo.ipynb #52902796
+def usual_dtype(
+    name,   # of the model
+    config, # of its checkpoint
+):
+    "bfloat16 for a real model published in it, at profile real or gpu on a machine that has it; else float32."
+    asked = name in real_models() and current.profile in ("real", "gpu")
+    own = getattr(config, "dtype", None) == torch.bfloat16
+    return torch.bfloat16 if asked and own and has_bfloat16() else torch.float32
+
 # %% ../../nbs/core/06_zoo.ipynb #36680e24
 KINDS = dict(seq2seq="AutoModelForSeq2SeqLM", causal="AutoModelForCausalLM", masked="AutoModelForMaskedLM",
              encoder="AutoModel", classifier="AutoModelForSequenceClassification")
 def load_model(
-    name,   # zoo name, local checkpoint folder, or hub id (owner/name)
+    name,   # zoo name, real model's name, local checkpoint folder, or hub id (owner/name)
     device=None, # None = a GPU where there is one
     seed=0, # of weights that are fresh
     kind="seq2seq", # seq2seq: reads and writes | causal | masked | encoder | classifier (give num_labels)
+    dtype=None, # of the weights; None = see `usual_dtype`: float32 but for real models at profile real
     **kw,   # for from_pretrained
 ):
-    "(model, tokenizer), float32 on the device; `model.fresh`: its decoder or its head is untrained. KitError if unfit."
+    "(model, tokenizer) on the device; `model.fresh`: its decoder or its head is untrained. KitError if unfit."
     import transformers
     if kind not in KINDS: raise KitError(f"load_model: no kind {kind!r}{nearest(kind, KINDS)}")
     base, where = zoo().get(name, {}).get("base"), model_path(name)
@@ -127,9 +147,10 @@ def load_model(
     torch.manual_seed(seed)
     config, tok = (from_pretrained(getattr(transformers, c), where) for c in ("AutoConfig", "AutoTokenizer"))
     check_kind(name, config, kind)
+    dtype = dtype or usual_dtype(name, config)
     fresh = kind == "seq2seq" and not config.is_encoder_decoder
     if fresh: model, tok = with_decoder(where)
-    else: model = from_pretrained(getattr(transformers, KINDS[kind]), where, dtype=torch.float32, **kw)
+    else: model = from_pretrained(getattr(transformers, KINDS[kind]), where, dtype=dtype, **kw)
     if base: add_low_rank_delta(model, zoo_folder()/name/"model.safetensors")
     model.fresh = fresh or kind == "classifier"
     if name in zoo(): model.set_attn_implementation("eager")  # faster than sdpa at this size, and shows attentions
