@@ -7,7 +7,7 @@ Docs: https://slmkit.github.io/slmkit/core/zoo.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'zoo_folder', 'zoo', 'sha256', 'verify', 'from_pretrained', 'decoder_config', 'copy_embeddings',
            'with_decoder', 'model_path', 'linear_layers', 'add_low_rank_delta', 'has_bfloat16', 'usual_dtype',
-           'read_weights', 'load_model', 'check_kind', 'warn_unknown', 'warm_up']
+           'check_kind', 'read_weights', 'opened', 'load_model', 'warn_unknown', 'warm_up']
 
 # %% ../../nbs/core/06_zoo.ipynb #6125c0d7
 import hashlib, json, random, re
@@ -18,7 +18,7 @@ from .checkpoint import check_files, check_tokenizer, check_weights, name_tokens
 from .fit import batches, encode_seq2seq, fit, lm_loss
 from .real import real_folder, real_models
 from .smollm2_random import smollm2_random
-from .settings import KitError, current, nearest, package_folder
+from .settings import KitError, bfloat16_unit, current, nearest, package_folder
 from ..toyland.tokenizer import unknown_share
 
 # %% ../../nbs/core/06_zoo.ipynb #c7bcfcac
@@ -158,8 +158,7 @@ def add_low_rank_delta(
 def has_bfloat16():
     "Whether this machine multiplies bfloat16 matrices natively."
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(bfloat16_unit())
 
 # %% ../../nbs/core/06_zoo.ipynb #52902796
 def usual_dtype(
@@ -171,9 +170,21 @@ def usual_dtype(
     own = getattr(config, "dtype", None) == torch.bfloat16
     return torch.bfloat16 if asked and own and has_bfloat16() else torch.float32
 
-# %% ../../nbs/core/06_zoo.ipynb #e80d0d1b
+# %% ../../nbs/core/06_zoo.ipynb #91816bf2
 KINDS = dict(seq2seq="AutoModelForSeq2SeqLM", causal="AutoModelForCausalLM", masked="AutoModelForMaskedLM",
              encoder="AutoModel", classifier="AutoModelForSequenceClassification")
+
+# %% ../../nbs/core/06_zoo.ipynb #904fb131
+def check_kind(name, config, kind):
+    "KitError where the checkpoint's architecture can't serve as this kind of model."
+    saved = config.architectures or []
+    decoder = any("CausalLM" in a or "LMHeadModel" in a for a in saved)
+    if not dict(causal=not decoder, seq2seq=decoder, masked=decoder or config.is_encoder_decoder).get(kind): return
+    fits = {"seq2seq": "t5-1m", "causal": "lm-1m"}.get(kind, "bert-1m")
+    said = f"{config.model_type} ({', '.join(saved) or 'without a head'})"
+    raise KitError(f"model {str(name)!r} is a {said}, which is no {kind} model: in the zoo {fits} is one")
+
+# %% ../../nbs/core/06_zoo.ipynb #e80d0d1b
 def read_weights(
     name,  # of the model
     where, # `model_path` of it
@@ -189,6 +200,23 @@ def read_weights(
     check_weights(name, model, info["missing_keys"], kind)
     return model
 
+# %% ../../nbs/core/06_zoo.ipynb #5bd27c09
+def opened(
+    name, # as of `load_model`
+    kind, # a name in KINDS
+):
+    "(place, configuration, tokenizer) of a model, all checked that can be without its weights. KitError if unfit."
+    from transformers import AutoConfig, AutoTokenizer
+    if kind not in KINDS: raise KitError(f"load_model: no kind {kind!r}{nearest(kind, KINDS)}")
+    where = model_path(name)
+    if base := zoo().get(name, {}).get("base"): where = model_path(base)
+    config, tok = from_pretrained(AutoConfig, where), from_pretrained(AutoTokenizer, where)
+    check_kind(name, config, kind)
+    if name not in zoo():
+        check_tokenizer(name, tok)
+        name_tokens(name, tok, getattr(config.get_text_config(), "vocab_size", len(tok)))
+    return where, config, tok
+
 # %% ../../nbs/core/06_zoo.ipynb #36680e24
 def load_model(
     name,   # zoo name, real model's name, local checkpoint folder, or hub id (owner/name)
@@ -199,32 +227,16 @@ def load_model(
     **kw,   # for from_pretrained
 ):
     "(model, tokenizer) on the device; `model.fresh`: its decoder or its head is untrained. KitError if unfit."
-    import transformers
-    if kind not in KINDS: raise KitError(f"load_model: no kind {kind!r}{nearest(kind, KINDS)}")
-    base, where = zoo().get(name, {}).get("base"), model_path(name)
-    if base: where = model_path(base)
+    where, config, tok = opened(name, kind)
     torch.manual_seed(seed)
-    config, tok = (from_pretrained(getattr(transformers, c), where) for c in ("AutoConfig", "AutoTokenizer"))
-    check_kind(name, config, kind)
     fresh = kind == "seq2seq" and not config.is_encoder_decoder
-    if name not in zoo():
-        check_tokenizer(name, tok)
-        name_tokens(name, tok, getattr(config.get_text_config(), "vocab_size", len(tok)))
     if fresh: model = with_decoder(where, tok)
     else: model = read_weights(name, where, kind, dtype or usual_dtype(name, config), **kw)
-    if base: add_low_rank_delta(model, zoo_folder()/name/"model.safetensors")
+    if zoo().get(name, {}).get("base"): add_low_rank_delta(model, zoo_folder()/name/"model.safetensors")
     model.fresh = fresh or kind == "classifier"
     if name in zoo(): model.set_attn_implementation("eager")  # faster than sdpa at this size, and shows attentions
     else: tell_ends(model, tok)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tok
-
-# %% ../../nbs/core/06_zoo.ipynb #904fb131
-def check_kind(name, config, kind):
-    "KitError where the checkpoint's architecture can't serve as this kind of model."
-    decoder = any("CausalLM" in a or "LMHeadModel" in a for a in config.architectures or [])
-    if dict(causal=not decoder, seq2seq=decoder, masked=decoder or config.is_encoder_decoder).get(kind):
-        fits = {"seq2seq": "t5-1m", "causal": "lm-1m"}.get(kind, "bert-1m")
-        raise KitError(f"model {name!r} is a {config.model_type}, which is no {kind} model: in the zoo {fits} is one")
 
 # %% ../../nbs/core/06_zoo.ipynb #46dbdcf6
 def warn_unknown(
