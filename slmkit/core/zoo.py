@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/core/zoo.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'zoo_folder', 'zoo', 'sha256', 'verify', 'from_pretrained', 'decoder_config', 'copy_embeddings',
-           'with_decoder', 'model_path', 'linear_layers', 'add_low_rank_delta', 'has_bfloat16', 'usual_dtype',
+           'with_decoder', 'model_path', 'linear_layers', 'needs', 'add_low_rank_delta', 'has_bfloat16', 'usual_dtype',
            'check_kind', 'read_weights', 'opened', 'load_model', 'warn_unknown', 'warm_up']
 
 # %% ../../nbs/core/06_zoo.ipynb #6125c0d7
@@ -126,7 +126,7 @@ def model_path(
     if name in real_models(): return str(real_folder(name))
     if name == "smollm2-random": return smollm2_random()
     if Path(name).is_dir(): check_files(name, name); return str(name)
-    if Path(name).is_file(): raise KitError(f"model {str(name)!r} is a file: give the folder of a checkpoint in safetensors")
+    if Path(name).is_file(): raise KitError(f"model {str(name)!r} is a file: give a checkpoint's folder of safetensors")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)): return str(name)
     raise KitError(f"no model {str(name)!r}{nearest(name, [*zoo(), *real_models(), 'smollm2-random'])}; "
                    "or a checkpoint folder, or a hub id such as google/t5-v1_1-base")
@@ -141,6 +141,22 @@ def linear_layers(
     if not found: raise KitError(f"a {type(model).__name__} keeps its weights in no nn.Linear: "
                                  "give a decoder such as Llama, Qwen2 or OPT")
     return found
+
+# %% ../../nbs/core/06_zoo.ipynb #6c7f4d2b
+def needs(
+    model,       # a PreTrainedModel
+    technique,   # its name, for the message
+    families=(), # values of `model_type` that it knows; () = any
+    key_heads=1, # key heads a layer, at least
+):
+    "KitError in one line where a technique can't work on this architecture; gives the model."
+    c = model.config
+    has = getattr(c, "num_key_value_heads", None) or getattr(c, "num_attention_heads", 0)
+    told = [f"{technique} can't work on a {c.model_type}"] if families and c.model_type not in families else []
+    if has < key_heads: told += [f"{technique} needs {key_heads} key heads a layer, this {c.model_type} has {has}"]
+    if told: raise KitError(f"{told[0]}: give {' or '.join(families) or 'another decoder'} with {key_heads} key heads or "
+                            "more, as lm-1m and smollm2-135m have")
+    return model
 
 # %% ../../nbs/core/06_zoo.ipynb #e8910ae0
 @torch.no_grad()
