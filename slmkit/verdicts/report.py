@@ -20,7 +20,7 @@ from urllib.parse import quote
 from ..core.claims import entries
 from ..core.figures import claim_figure, svg
 from ..core.judge import LEVELS, attempt_of, extends, label, numbers, of_records, scale_of, summary
-from ..core.settings import KitError, kit_settings, package_folder
+from ..core.settings import KitError, kit_settings, package_folder, same_class
 from ..files import whole
 from ..run.records import newest as newest_of, reading
 from .entry import plain_parameters, short, verdict_of
@@ -80,7 +80,7 @@ def entry_of(
     "The ledger's entry to compare with, or None."
     found = [e for e in entries(record["technique"], folder) if name in e["claims"] and
              all(str(e.get(k)) == str(short(record.get(k))) for k in ("profile", "model", "data"))]
-    rank = lambda e: (e["hardware"] == record.get("hardware"), not e.get("external"))
+    rank = lambda e: (same_class(e["hardware"], record.get("hardware")), not e.get("external"))
     return max(found, key=rank, default=None)
 
 def published(entry, name): # of the ledger, or None; of its claim
