@@ -24,8 +24,8 @@ from ..core.settings import KitError, kit_settings, package_folder
 from ..files import whole
 from ..run.records import newest as newest_of, reading
 from .ledger import plain_parameters, short, verdict_of
-from .table import (MEANING, as_csv, control_text, costs, counts, declaration, number, paper_text, result,
-                                   tone)
+from .table import (MEANING, as_csv, control_text, costs, counts, declaration, number, paper_text,
+                                   result, tone)
 
 # %% ../../nbs/verdicts/report.ipynb #f801abf7
 def is_build(record):
