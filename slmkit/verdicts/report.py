@@ -94,7 +94,7 @@ def published(entry, name): # of the ledger, or None; of its claim
 # %% ../../nbs/verdicts/report.ipynb #3796ea01
 def attempt_in(entry, name, group): # of the ledger, or None; of the claim; records
     "How often the claim has been confirmed, these records included."
-    spec, hashes = group[0]["claims"].get(name, {}).get("spec") or {}, group[0].get("hashes") or {}
+    spec, hashes = group[0].get("claims", {}).get(name, {}).get("spec") or {}, group[0].get("hashes") or {}
     last = {k: hashes.get(k) for k in ("code", "model", "data")}
     return attempt_of(entry["attempts"], [name, spec.get("was")], last) if entry else 1
 
