@@ -126,8 +126,8 @@ def obstacle(work): # of `registry`
     return "no notebook yet"
 
 # %% ../../nbs/project/registry.ipynb #108facdd
-KEPT = ("technique", "claim", "profile", "data", "stands", "scale", "outcome", "label", "because", "bases", "mean", "low",
-        "high", "n", "paper", "provenance")
+KEPT = ("technique", "claim", "profile", "data", "stands", "scale", "outcome", "label", "because", "bases", "mean",
+        "low", "high", "n", "paper", "provenance")
 def field_rows(
     root=None,   # the project
     folder=None, # of the ledger
@@ -192,6 +192,7 @@ def one_work(w): # of `field_rows`
     names = dict(claim="claim", mechanism="how", paper_result="paper", reproduction="at small scale")
     lines += [f"{name}: {w[k]}{mark(k)}" for k, name in names.items() if w[k]]
     why = lambda r: f"; why not: {r['because']}" if r["because"] else ""
-    lines += [f"found: {' on '.join(filter(None, (r['claim'], r['data'])))}: {found_text(r)}{why(r)}" for r in w["results"]]
+    named = lambda r: f"{r['claim']} on {r['data']}" if r["data"] else r["claim"]
+    lines += [f"found: {named(r)}: {found_text(r)}{why(r)}" for r in w["results"]]
     lines.append(w["obstacle"])
     return "\n\n".join(filter(None, lines))

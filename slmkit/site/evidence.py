@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from ..core.claims import entries
 from ..files import whole
 from ..verdicts.figure import claim_svg
-from ..verdicts.table import MEANING, control_text, notes, number, paper_text, result, tone
+from ..verdicts.table import MEANING, beside, notes, paper_text, result, tone
 
 # %% ../../nbs/site/evidence.ipynb #9b886a2b
 def tag(
@@ -53,10 +53,7 @@ def table(
 # %% ../../nbs/site/evidence.ipynb #3788d085
 def measured(r): # a row of the verdict table
     "Mean and interval, with what counts and the control under it."
-    asked = {"least that counts": r.get("least"), "margin": r.get("margin")}
-    small = [f"{k} {number(x)}" for k, x in asked.items() if x is not None]
-    if r.get("control") is not None: small.append(f"control {control_text(r)}")
-    more = "".join(f"<br><small>{escape(s)}</small>" for s in small)
+    more = "".join(f"<br><small>{escape(s)}</small>" for s in beside(r))
     return f'<span class="num">{escape(result(r)).replace(" [", "<br>[")}</span>{more}'
 
 # %% ../../nbs/site/evidence.ipynb #16498bb6

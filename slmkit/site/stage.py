@@ -15,7 +15,7 @@ __all__ = ['KEPT', 'LONG', 'HIDDEN', 'CALLING', 'REPOSITORY', 'address', 'is_les
 import ast, json, re, tempfile
 from pathlib import Path
 from nbdev.process import Processor
-from ..core.settings import KitError, directives, kit_settings, package_folder
+from ..core.settings import KitError, directives, kit_settings, package_folder, project_root
 from ..files import write
 from ..lab.lab import exercises_of, stub
 from ..project.sync import NAMES
@@ -310,9 +310,10 @@ def for_quarto(cell, lesson): # of nbdev's, changed in place; whether it is of a
 
 # %% ../../nbs/site/stage.ipynb #747e7ceb
 class ForReaders(Processor):
-    "A processor of nbdev that says what its others do with each code cell."
+    "A processor of nbdev that says what its others do with each code cell, and fills in what the ledger says."
     def __init__(self, nb):
         self.nb, lesson = nb, Path(nb.path_).parent.name in TECHNIQUES
         for c in nb.cells:
             if c.cell_type == "code": for_quarto(c, lesson)
+            else: c.source = filled(c.source, project_root())
     def __call__(self, cell): pass
