@@ -1,4 +1,4 @@
-"A metric calls right what a tokenizer gives back of a right answer, for every set with labels, and wrong answers wrong."
+"A metric calls right what a tokenizer gives back of a right answer, for every set with labels; wrong stays wrong."
 import os
 from pathlib import Path
 import pytest
@@ -7,9 +7,12 @@ from slmkit.core.sets import known_set, manifest
 
 LABELLED = [n for n, m in manifest().items() if "label" in m["columns"]]
 HARD = ["Crème brûlée", "Bạch Đằng", "Texas A&M", '"Ménage à Troi"', "U.S.A.", "don't know", "20–18", "entailment",
-        "card arrival", "( 84.0 / 2.0 )", "-5", "1,234.5", ".625", "05/01/2021", "y;y;s", "(A)", "565 °C", "Hydro\xadgen"]
+        "card arrival", "( 84.0 / 2.0 )", "-5", "1,234.5", ".625", "05/01/2021", "y;y;s", "(A)",
+        "565 °C", "Hydro\xadgen"]
 NUMBERS = ["-5", "1,234.5", "0.625", "39", "192000000", "87"]
 MARKED = ["हिन्दी", "कुल", "ภาษาไทย"]  # their marks are letters; an uncased BERT drops them and can't be right
+
+def texts(): return [*HARD, *NUMBERS, *MARKED]*3  # to train on
 
 def byte_bpe():
     "A byte-level BPE as SmolLM2's is: digits apart, no prefix space."
@@ -19,7 +22,7 @@ def byte_bpe():
                                                pre_tokenizers.ByteLevel(add_prefix_space=False)])
     t.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    t.train_from_iterator([*HARD, *NUMBERS, *MARKED]*3, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    t.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
     return t
 
 def wordpiece():
@@ -28,8 +31,8 @@ def wordpiece():
     t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     t.decoder = decoders.WordPiece()
-    t.train_from_iterator([*HARD, *NUMBERS, *MARKED]*3, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"],
-                                                            show_progress=False))
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"], show_progress=False)
+    t.train_from_iterator(texts(), trainer)
     return t
 
 @pytest.fixture(scope="module", params=["byte_bpe", "wordpiece", "smollm2-135m", "minilm-l6"])
@@ -80,8 +83,9 @@ def test_labels_of_a_set_are_told_apart():
         metric = METRICS[m["metric"]]
         assert not [(a, b) for a in words for b in words if a != b and metric(a, b)], name
 
-@pytest.mark.parametrize("said, right", [("She has 18 left.", "18"), ("$1,234.50 in all", "1234.5"), ("it is - 3", "-3"),
-    ("84 / 2 = 42 .", "42"), ("1, 234. 5", "1234.5"), ("The answer is .25", "0.25"), ("10-4=6", "6"), ("18 eggs", "18")])
+@pytest.mark.parametrize("said, right", [("She has 18 left.", "18"), ("$1,234.50 in all", "1234.5"),
+    ("it is - 3", "-3"), ("84 / 2 = 42 .", "42"), ("1, 234. 5", "1234.5"), ("The answer is .25", "0.25"),
+    ("10-4=6", "6"), ("18 eggs", "18")])
 def test_a_right_number_is_right(said, right): assert number(said, right)
 
 @pytest.mark.parametrize("said, right", [("18 or 19", "18"), ("none", "18"), ("", "18"), ("118", "18"), ("3", "-3"),
