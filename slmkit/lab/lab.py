@@ -130,9 +130,9 @@ def read(path): # technique notebook
 def lab_notebooks(root=None): # the project; None = around this folder
     "Notebook of each technique that has an exercise, by name. Raises KitError where there is none."
     has_exercise = lambda p: "#| exercise" in p.read_text(encoding="utf-8")
-    found = {name: p for name, p in notebooks.techniques(root).items() if has_exercise(p)}
+    found = {name: p for name, p in notebooks.lessons(root).items() if has_exercise(p)}
     if not found: raise KitError("lab: no technique with an exercise here: run it in a clone, or name a notebook")
     return found
 def find(technique, root=None): # name such as distill/step_by_step, or the path of a notebook; the project
     "The Lab of a technique. Raises KitError with the nearest name where there is none."
-    return read(notebooks.find(technique, root)[1])
+    return read(notebooks.find(technique, root, notebooks.lessons(root))[1])
