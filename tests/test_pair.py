@@ -2,7 +2,10 @@
 import json
 from pathlib import Path
 import pytest
+from conftest import ROOT
 from slmkit.core.settings import KitError
+from slmkit.project import check, pair, publish, sync
+from slmkit.project.template import new
 from slmkit.run import notebooks as nbs
 from slmkit.run.plan import chosen
 
@@ -19,7 +22,7 @@ def write(path, *cells):
     return path
 
 PARAMETERS = code('profile = "cpu"\nseed = 0', "parameters")
-CLAIM = code('c = claim("c", says="s", metric="m", value=lambda a: a["x"], least=.1)')
+CLAIM = code('c = claim("c", says="s", metric="m", value=lambda a: a["x"], control=lambda a: 0, least=.1)')
 
 @pytest.fixture
 def project(tmp_path):
@@ -88,3 +91,250 @@ def test_editions_are_told_by_where_the_claims_stand(project):
     first = [p.stem for p in nbs.notebooks(project) if nbs.first_edition(p)]
     assert first == ["older"]
     assert [p.stem for p in nbs.notebooks(project) if not nbs.keeps_outputs(p)] == ["older"]
+
+# ---- the contract
+
+FIRST_EDITION = 22  # techniques; it may only fall, and whoever moves the last deletes the shim
+
+def test_first_edition_techniques_only_get_fewer():
+    first = [p for p in nbs.lessons(ROOT).values() if nbs.first_edition(p)]
+    assert len(first) <= FIRST_EDITION
+    assert any(f"{len(first)} techniques are first edition" in n for n in check.notices(ROOT)) or not first
+
+def test_every_pair_of_the_project_is_published():
+    pages = [p for p in nbs.notebooks(ROOT) if p.parent.name in nbs.TECHNIQUES and nbs.keeps_outputs(p)]
+    unpublished = [p.name for p in pages if not nbs.read(p)["metadata"].get("slmkit")]
+    assert unpublished == []
+
+@pytest.fixture
+def made(tmp_path):
+    "The two notebooks of a new technique."
+    (tmp_path/"settings.ini").write_text("[slmkit]\n", encoding="utf-8")
+    (tmp_path/"nbs").mkdir()
+    return new("distill/my_idea", tmp_path)
+
+def changed(path, change):
+    "The notebook after `change(source) -> source` of every cell."
+    nb = nbs.load(path)
+    for c in nb["cells"]: c["source"] = change("".join(c["source"])).splitlines(True)
+    path.write_text(json.dumps(nb), encoding="utf-8")
+    return path
+
+def test_the_templates_break_nothing(made): assert [check.notebook_problems(p) for p in made] == [[], []]
+
+@pytest.mark.parametrize("old, new, line", [
+    ("#| headline voting-helps", "1", "0 cells `#| headline"),
+    ("#| headline voting-helps", "#| headline voting-help", "no claim of its reproductions: 'voting-help'"),
+    ("#| hide", "#| hidden", "no install cell"),
+    ("#| default_exp distill.my_idea", "#| default_exp distill.idea", "no `#| default_exp distill.my_idea`"),
+    ("cite(", "print(", "#| live knows no 'print'"),
+    ('cite("self-ensemble-icl-calibration")', "cite(slug)", "one call of cite or glance with values written out"),
+    ("self-ensemble-icl-calibration", "self-ensemble-icl-calibratio", "no work 'self-ensemble-icl-calibratio'"),
+    ("minutes=60", "minutes=70", "the words of glance(...) are not today's: run slmkit sync"),
+    ("$$", "$", "no displayed formula"),
+    ("#| test", "#| tried", "exercise vote: no #| test cell"),
+    ('profile = "cpu"', 'profile = "smoke"', "which no reader is shown"),
+    ("smoke=dict(", "gpu=dict(", "the profile table has no smoke"),
+    ("seed = 0 ", "sead = 0 ", "the parameters cell sets no seed"),
+    ("name=weighted", "", "needs a name, as name=where-to-use"),
+    ("exercise: extend", "exercise: extent", "no kind of question 'extent': did you mean 'extend'"),
+    ("answer: weighted", "answer: weights", "an answer to 'weights': did you mean 'weighted'"),
+    ("statistics.mode", "statistics.mode" + " "*120, "characters (at most 120)"),
+    ("> One sentence", "One sentence", "the first cell needs a title"),
+])
+def test_check_names_each_breach_of_a_lesson(made, old, new, line):
+    found = check.notebook_problems(changed(made[0], lambda s: s.replace(old, new)))
+    assert any(line in f for f in found), found
+    assert all("\n" not in f for f in found) and len(found) <= 3
+
+@pytest.mark.parametrize("old, new, line", [
+    ("settings(profile", "dict(profile", "no profile table"),
+    ("claim(", "say(", "no claim: declare one"),
+    (".record(", ".keep(", "nothing is recorded"),
+    ("expect(voting", "repr(voting", "no expect(claim, ...)"),
+    ("import random", "import random\nfrom slmkit.toyland.world import World", "it imports slmkit.toyland.world"),
+    ("## The claim", "## The claim\n" + "\n".join("x" for _ in range(2)), ""),
+    ("arms = Arms", "#| export\narms = Arms", "a reproduction exports nothing"),
+    ("seed = 0 ", "sead = 0 ", "the parameters cell sets no seed"),
+])
+def test_check_names_each_breach_of_a_reproduction(made, old, new, line):
+    found = check.notebook_problems(changed(made[1], lambda s: s.replace(old, new)))
+    assert any(line in f for f in found) if line else found == []
+    assert all("\n" not in f for f in found) and len(found) <= 2
+
+def test_a_lesson_is_short_enough_for_one_sitting(made):
+    nb = nbs.load(made[0])
+    seen = len(pair.visible(nb))
+    more = [words(f"Remark {i}.") | dict(id=f"more{i}") for i in range(46 - seen)]
+    made[0].write_text(json.dumps(nb | dict(cells=nb["cells"] + more)), encoding="utf-8")
+    assert check.notebook_problems(made[0]) == ["46 cells that a reader sees (at most 45)"]
+
+def test_the_picture_stands_early(made):
+    nb = nbs.load(made[0])
+    i = next(i for i, c in enumerate(nb["cells"]) if "#| plot" in "".join(c["source"]))
+    nb["cells"].append(nb["cells"].pop(i))
+    made[0].write_text(json.dumps(nb), encoding="utf-8")
+    found, = check.notebook_problems(made[0])
+    assert found == "no picture (a plot, or an <svg> in Markdown) within its first 10 content cells"
+
+def test_a_lab_needs_all_four_kinds_and_what_grading_needs(made):
+    switched_on = changed(made[0], lambda s: s.replace("#| default_exp", "#| lab\n#| default_exp"))
+    assert check.notebook_problems(switched_on) == []
+    found = check.notebook_problems(changed(made[0], lambda s: s.replace("#| hint: ", "#| note: ").replace(
+        "exercise: extend", "exercise: explain").replace("<!-- rubric -->", "")))
+    assert [f for f in found if "hint" in f] and [f for f in found if "no model answer or no rubric" in f]
+    assert "#| lab without an exercise of the kind 'extend'" in found
+
+def test_an_orphan_is_named(made):
+    made[0].unlink()
+    assert "its lesson my_idea.ipynb is not there" in check.notebook_problems(made[1])[0]
+
+# ---- the headline and the ledger
+
+def ledger(folder, technique, **outcomes):
+    "A ledger of one file."
+    claims = {n: dict(verdict=dict(outcome=o), spec={}) for n, o in outcomes.items()}
+    path = folder/f"{technique}.cpu.m.d.h.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(technique=technique, profile="cpu", claims=claims)), encoding="utf-8")
+    return folder
+
+@pytest.mark.parametrize("head, outcome, line", [
+    ("voting-helps", "holds", ""),
+    ("voting-helps", "opposite", "the headline leans on 'voting-helps', the ledger says: opposite"),
+    ("voting-helps", "open", "the headline leans on 'voting-helps', the ledger says: open"),
+    ("voting-helps", "no effect that counts", "the ledger says: no effect that counts"),
+    ("not voting-helps", "opposite", ""),
+    ("not voting-helps", "holds", "the headline says that 'voting-helps' does not hold, the ledger says: holds"),
+])
+def test_the_headline_says_what_the_ledger_says(made, tmp_path, head, outcome, line):
+    path = changed(made[0], lambda s: s.replace("#| headline voting-helps", f"#| headline {head}"))
+    folder = ledger(tmp_path/"ledger", "distill/my_idea", **{"voting-helps": outcome})
+    found = pair.headline_problems(path, nbs.read(path), folder)
+    assert [line in f for f in found] == [True]*bool(line), found
+
+def test_a_headline_may_lean_on_either_reproduction(made, tmp_path):
+    folder = ledger(tmp_path/"ledger", "distill/my_idea-other", **{"voting-helps": "holds"})
+    assert pair.headline_problems(made[0], nbs.read(made[0]), folder) == []
+
+def test_a_claim_that_does_not_hold_needs_its_reason(made, tmp_path):
+    folder = ledger(tmp_path/"ledger", "distill/my_idea", **{"voting-helps": "opposite"})
+    texts = [s for s, _ in nbs.sources(nbs.read(made[1]))]
+    assert "say why with because" in pair.reason_problems(made[1], texts, folder)[0]
+    assert pair.reason_problems(made[1], [*texts, 'because(voting_helps, "power", "Too few.")'], folder) == []
+
+# ---- outputs
+
+TEXT = dict(output_type="stream", name="stdout", text="42\n")
+NOISE = dict(output_type="stream", name="stderr", text=" 10%|#  |\n")
+IMAGE = dict(output_type="display_data", metadata={},
+             data={"image/png": "iVBORw0KGgo=\n", "text/plain": "<Figure at 0x7f>"})
+
+def pretend(monkeypatch, *outputs, **record):
+    "Let `publish` take these outputs for every code cell instead of running anything."
+    def executed(path, profile, folder, force=False, console=None):
+        nb = nbs.load(path)
+        for c in nb["cells"]:
+            if c["cell_type"] == "code": c["outputs"] = [dict(o) for o in outputs]
+        nb["cells"].insert(3, code("seed = 0", "injected-parameters") | dict(id="injected", outputs=[TEXT]))
+        return nb, dict(cpu_seconds=1) | record
+    monkeypatch.setattr(publish, "executed", executed)
+
+def published(made, tmp_path, monkeypatch, *outputs):
+    pretend(monkeypatch, *outputs)
+    return [publish.publish_one(p, tmp_path/"runs") for p in made]
+
+def test_publish_stores_outputs_by_cell(made, tmp_path, monkeypatch):
+    assert published(made, tmp_path, monkeypatch, TEXT, NOISE) == made
+    for p in made:
+        nb = nbs.read(p)
+        assert "injected" not in {c["id"] for c in nb["cells"]} and publish.outputs_problem(p) == ""
+        texts = [o.get("text") for c in nb["cells"] if c["cell_type"] == "code" and not publish.is_live(c)
+                 for o in c["outputs"]]
+        assert texts and set(map("".join, texts)) == {"42\n"}
+        said = nb["metadata"]["slmkit"]
+        assert (said["edition"], said["profile"], said["seed"], len(said["outputs"])) == (2, "cpu", 0, 64)
+
+def test_publishing_the_same_again_changes_nothing(made, tmp_path, monkeypatch):
+    published(made, tmp_path, monkeypatch, TEXT)
+    before = [p.read_bytes() for p in made]
+    assert published(made, tmp_path, monkeypatch, TEXT | dict(text=["42\n"])) == [None, None]
+    assert [p.read_bytes() for p in made] == before
+    assert published(made, tmp_path, monkeypatch, TEXT | dict(text="43\n")) == made
+
+def test_sync_keeps_what_was_published(made, tmp_path, monkeypatch):
+    published(made, tmp_path, monkeypatch, TEXT, IMAGE)
+    assert [sync.clean(p) for p in made] == [None, None]
+
+def test_saving_in_jupyter_is_no_change(made, tmp_path, monkeypatch):
+    import nbformat
+    published(made, tmp_path, monkeypatch, TEXT, IMAGE)
+    for p in made:
+        nbformat.write(nbformat.read(p, 4), p)
+        assert publish.outputs_problem(p) == ""
+
+def test_a_run_of_ones_own_is_told_with_the_remedy(made, tmp_path, monkeypatch):
+    published(made, tmp_path, monkeypatch, TEXT)
+    nb = nbs.load(made[0])
+    next(c for c in nb["cells"] if c.get("outputs") and not publish.is_live(c))["outputs"] = [TEXT | dict(text="41\n")]
+    made[0].write_text(json.dumps(nb), encoding="utf-8")
+    found, = check.notebook_problems(made[0])
+    assert "not those that were published: slmkit publish distill/my_idea, or git checkout my_idea.ipynb" in found
+
+def test_outputs_that_were_never_published_are_told(made):
+    nb = nbs.load(made[1])
+    nb["cells"][1]["outputs"] = [TEXT]
+    made[1].write_text(json.dumps(nb), encoding="utf-8")
+    assert len(check.notebook_problems(made[1])) == 1 and "no outputs yet" in publish.outputs_note(made[1])
+
+def test_outputs_older_than_the_code_are_listed_and_not_failed(made, tmp_path, monkeypatch):
+    published(made, tmp_path, monkeypatch, TEXT)
+    assert [publish.outputs_note(p) for p in made] == ["", ""]
+    for p in made: changed(p, lambda s: s.replace('right=.6', 'right=.7'))
+    assert [check.notebook_problems(p) for p in made] == [[], []]
+    assert all("older than its code: slmkit publish distill/my_idea" in publish.outputs_note(p) for p in made)
+
+def test_a_picture_needs_words(made, tmp_path, monkeypatch):
+    published(made, tmp_path, monkeypatch, IMAGE)
+    found = check.notebook_problems(made[1])
+    assert found and all("a picture without `#| fig-alt" in f for f in found)
+    assert not any("voting_helps.plot()" in f for f in found)
+
+def test_a_slow_lesson_is_not_stored(made, tmp_path, monkeypatch):
+    pretend(monkeypatch, TEXT, cpu_seconds=61)
+    before = made[0].read_bytes()
+    with pytest.raises(KitError, match="took 61 CPU s, a lesson takes at most 60"):
+        publish.publish_one(made[0], tmp_path/"runs")
+    assert made[0].read_bytes() == before and publish.publish_one(made[1], tmp_path/"runs") == made[1]
+
+def test_a_heavy_notebook_is_not_stored(made, tmp_path, monkeypatch):
+    pretend(monkeypatch, TEXT | dict(text="x"*20_000))
+    with pytest.raises(KitError, match="bytes, at most 120,000: the largest output is that of"):
+        publish.publish_one(made[0], tmp_path/"runs")
+
+def test_first_edition_is_not_published(project, tmp_path):
+    with pytest.raises(KitError, match="first edition"): publish.publish_one(project/"nbs/adapt/older.ipynb", tmp_path)
+
+def test_publish_names_what_it_takes(project, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(publish, "publish_one", lambda path, *rest: taken.append(path.stem))
+    for typed, lesson in (("low_rank", False), ("low_rank", True), ("low_rank-dora", False), ("zero", False)):
+        publish.publish(typed, tmp_path, lesson, root=project)
+    assert taken == ["low_rank", "low_rank_repro", "low_rank_repro_dora", "low_rank", "low_rank_repro_dora", "zero"]
+
+def test_a_real_run_is_published_twice_without_a_second_run(tmp_path):
+    "With papermill, pictures and all: the injected cell stays out, a picture is small and carries no software field."
+    import base64
+    path = write(tmp_path/"nbs/adapt/tiny.ipynb", words("# T\n> s"), code("#| default_exp adapt.tiny"), PARAMETERS,
+                 code("#| plot\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()"),
+                 code("import sys\nprint('noise', file=sys.stderr)\nprint(profile, seed)"), code("#| real\n1/0"))
+    assert publish.publish_one(path, tmp_path/"runs", "smoke") == path  # tests run nothing but smoke
+    nb = nbs.read(path)
+    assert [c["id"] for c in nb["cells"]] == [f"cell{i}" for i in range(6)]
+    shown, = [o for o in nb["cells"][3]["outputs"] if "data" in o]
+    png = base64.b64decode("".join(shown["data"]["image/png"]))
+    assert b"Software" not in png and b"pHYs" in png and int.from_bytes(png[16:20], "big") < 480
+    assert ["".join(o["text"]) for o in nb["cells"][4]["outputs"]] == ["smoke 0\n"]
+    assert "skipped at smoke" in "".join(nb["cells"][5]["outputs"][0]["text"])
+    assert publish.publish_one(path, tmp_path/"runs", "smoke") is None
+    assert len(list((tmp_path/"runs").glob("*/record.json"))) == 1
