@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/project/publish.html.md"""
 
 # %% auto #0
 __all__ = ['SIZE', 'CPU', 'joined', 'plain_output', 'outputs_hash', 'code_of', 'profile_shown', 'texts_of', 'outdated',
-           'executed', 'with_outputs', 'stamped', 'largest', 'check_run', 'publish_one', 'publish', 'outputs_problem',
+           'executed', 'merged', 'stamped', 'largest', 'check_run', 'publish_one', 'publish', 'outputs_problem',
            'outputs_note']
 
 # %% ../../nbs/project/publish.ipynb #85de8d76
@@ -87,7 +87,7 @@ def executed(path, profile, folder, force=False, console=None): # notebook, of t
     return made, record
 
 # %% ../../nbs/project/publish.ipynb #ca938bbb
-def with_outputs(
+def merged(
     nb,   # the committed notebook as a dict, changed in place
     made, # the executed one
 ):
@@ -135,7 +135,7 @@ def publish_one(path, folder, profile="", force=False, console=None): # of a not
         raise KitError(f"publish: {Path(path).name} is first edition: it is committed without outputs")
     profile = profile or profile_shown(path)
     made, record = executed(path, profile, folder, force, console)
-    nb = stamped(with_outputs(load(path), made), path, profile)
+    nb = stamped(merged(load(path), made), path, profile)
     text = cleaned(nb, path)
     check_run(path, nb, text, record)
     return write(path, text)
