@@ -90,7 +90,7 @@ def start(
 # %% ../../nbs/run/start.ipynb #6ce44918
 def ready(run):
     "Raise a KitError now for what every seed would fail on: damaged weights, or a set that is not here."
-    from slmkit.core.data import manifest, set_file
+    from slmkit.core.sets import manifest, set_file
     from slmkit.core.zoo import verify, zoo
     if run["model"] in zoo(): verify(run["model"])
     if run["data"] in manifest():
