@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from .fit import batches, encode_seq2seq, fit, lm_loss
 from .real import real_folder, real_models
+from .smollm2_random import smollm2_random
 from .settings import KitError, current, nearest, package_folder
 from ..toyland.tokenizer import unknown_share
 
@@ -84,8 +85,9 @@ def model_path(
     "Folder or hub id that transformers loads, a zoo model's weights checked. KitError for an unknown or absent model."
     if name in zoo(): verify(name); return str(zoo_folder()/name)
     if name in real_models(): return str(real_folder(name))
+    if name == "smollm2-random": return smollm2_random()
     if Path(name).is_dir() or "/" in name: return name
-    raise KitError(f"no model {name!r}{nearest(name, [*zoo(), *real_models()])}; or a checkpoint folder, "
+    raise KitError(f"no model {name!r}{nearest(name, [*zoo(), *real_models(), 'smollm2-random'])}; or a checkpoint folder, "
                    "or a hub id such as google/t5-v1_1-base")
 
 # %% ../../nbs/core/06_zoo.ipynb #19a1ab84
