@@ -6,8 +6,8 @@ Docs: https://slmkit.github.io/slmkit/core/answers.html.md"""
 
 # %% auto #0
 __all__ = ['text_ids', 'question_ids', 'plain_scores', 'shared_prefix', 'layout', 'attention_bias', 'read_batch', 'batches_of',
-           'FloatHead', 'float_head', 'ending_scores', 'written', 'answer_key', 'source_of', 'shipped', 'own_answers',
-           'look_up', 'answer_dtype', 'asked_model', 'tokenizer_of', 'scores', 'texts']
+           'ending_scores', 'written', 'answer_key', 'source_of', 'shipped', 'own_answers', 'look_up', 'asked_model',
+           'tokenizer_of', 'scores', 'texts']
 
 # %% ../../nbs/core/40_answers.ipynb #68bc5bf4
 import copy, gzip, hashlib, inspect, json, os, sqlite3
@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 import torch
-import torch.nn.functional as F
 from platformdirs import user_cache_dir
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from .decode import decode
@@ -112,7 +110,7 @@ def read_batch(
     left = lambda field, fill: torch.tensor([[fill]*(longest - len(r[0])) + r[field] for r in rows]).to(model.device)
     given = dict(input_ids=left(0, 0), position_ids=left(2, 0) + prefix, past_key_values=past, use_cache=bool(prefix))
     given["attention_mask"] = attention_bias(left(1, -1), prefix, model.dtype)
-    logs = model(**given, logits_to_keep=keep).logits.log_softmax(-1)
+    logs = model(**given, logits_to_keep=keep).logits.float().log_softmax(-1)
     places = [(i, at - len(row[0]) + keep, token, j) for i, row in enumerate(rows) for at, token, j in row[3]]
     i, at, token, j = torch.tensor(places, device=model.device).T
     out = torch.zeros(len(rows), int(j.max()) + 1, device=model.device)
@@ -130,24 +128,7 @@ def batches_of(
         else: out.append([place])
     return out
 
-# %% ../../nbs/core/40_answers.ipynb #90401ac7
-class FloatHead(nn.Module):
-    "An output head that computes in float32, whatever comes in."
-    def __init__(self, head):
-        super().__init__()
-        self.weight, self.bias = head.weight.float(), None if head.bias is None else head.bias.float()
-    def forward(self, x): return F.linear(x.float(), self.weight, self.bias)
-
-# %% ../../nbs/core/40_answers.ipynb #3e6ce44a
-@contextmanager
-def float_head(model):
-    "Context in which a model's logits are float32."
-    head = model.get_output_embeddings()
-    if head.weight.dtype != torch.float32: model.set_output_embeddings(FloatHead(head))
-    try: yield
-    finally: model.set_output_embeddings(head)
-
-# %% ../../nbs/core/40_answers.ipynb #5a3ea560
+# %% ../../nbs/core/40_answers.ipynb #c812aa18
 @torch.no_grad()
 def ending_scores(
     model,          # decoder
@@ -158,19 +139,18 @@ def ending_scores(
     "What `plain_scores` gives; the prompts' common beginning is read once, and each prompt once for all its endings."
     if kind_of(model.eval()) != "causal": raise KitError("scores: the model must be a decoder, such as smollm2-135m")
     able = {"position_ids", "logits_to_keep", "past_key_values"} <= set(inspect.signature(model.forward).parameters)
-    with float_head(model):
-        if not able: return plain_scores(model, asked, endings)
-        n, past, out = shared_prefix(asked), None, torch.zeros(len(asked), len(endings[0]))
-        rows = [layout(a[n:], e) for a, e in zip(asked, endings)]
-        if n: past = model(torch.tensor([asked[0][:n]], device=model.device), logits_to_keep=1).past_key_values
-        batches = batches_of([len(row[0]) for row in rows], 16384 if model.device.type == "cuda" else 1024)
-        for places in tqdm(batches, disable=not progress, leave=False, delay=2):
-            filled = copy.deepcopy(past)
-            if n: filled.batch_repeat_interleave(len(places))
-            out[places] = read_batch(model, [rows[i] for i in places], n, filled)
+    if not able: return plain_scores(model, asked, endings)
+    n, past, out = shared_prefix(asked), None, torch.zeros(len(asked), len(endings[0]))
+    rows = [layout(a[n:], e) for a, e in zip(asked, endings)]
+    if n: past = model(torch.tensor([asked[0][:n]], device=model.device), logits_to_keep=1).past_key_values
+    batches = batches_of([len(row[0]) for row in rows], 16384 if model.device.type == "cuda" else 512)
+    for places in tqdm(batches, disable=not progress, leave=False, delay=2):
+        filled = copy.deepcopy(past)
+        if n: filled.batch_repeat_interleave(len(places))
+        out[places] = read_batch(model, [rows[i] for i in places], n, filled)
     return out
 
-# %% ../../nbs/core/40_answers.ipynb #9338d692
+# %% ../../nbs/core/40_answers.ipynb #1262bb31
 @torch.no_grad()
 def written(
     model,          # decoder
@@ -188,7 +168,7 @@ def written(
         for i, tokens in zip(places, decode(model, ids, mask, max_new_tokens).tolist()): out[i] = tokens
     return out
 
-# %% ../../nbs/core/40_answers.ipynb #58f9ed28
+# %% ../../nbs/core/40_answers.ipynb #c3070d94
 def answer_key(
     source, # checksum of the file that the model was made of
     prompt, # token ids
@@ -199,13 +179,13 @@ def answer_key(
     text = json.dumps([source, prompt, asked, how], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/core/40_answers.ipynb #156c1657
+# %% ../../nbs/core/40_answers.ipynb #1cedcf5a
 def source_of(name): # real model, zoo model; others have none
     "Checksum of the file that a model was made of, or None for models whose answers are not kept."
     if name in real_models(): return model_hash(name)
     return zoo().get(name, {}).get("sha256")
 
-# %% ../../nbs/core/40_answers.ipynb #4a95df59
+# %% ../../nbs/core/40_answers.ipynb #1dfbb5e5
 @cache
 def shipped(name): # of a model
     "The answers that ship with the package: {key: list of numbers, or text}. KitError for a damaged file."
@@ -217,7 +197,7 @@ def shipped(name): # of a model
         found |= dict(map(json.loads, lines))
     return found
 
-# %% ../../nbs/core/40_answers.ipynb #a43ed307
+# %% ../../nbs/core/40_answers.ipynb #11126c9f
 @contextmanager
 def own_answers():
     "The user's cache of answers, a SQLite connection. KitError in one line where it can't be used."
@@ -231,7 +211,7 @@ def own_answers():
     except (OSError, sqlite3.Error) as e:
         raise KitError(f"answers: {path} can't be used ({e}): delete it, or name another, SLMKIT_ANSWERS=FILE") from None
 
-# %% ../../nbs/core/40_answers.ipynb #f30e2574
+# %% ../../nbs/core/40_answers.ipynb #3f55df37
 def look_up(
     name, # of the model
     keys, # of the answers
@@ -251,19 +231,15 @@ def look_up(
         db.executemany("insert or replace into answers values (?, ?)", [(k, json.dumps(v)) for k, v in new.items()])
     return [(ours | found | new)[key] for key in keys]
 
-# %% ../../nbs/core/40_answers.ipynb #ce47eb52
-def answer_dtype():
-    "bfloat16 where its matrix products are the faster ones: on a GPU, and on a processor with AMX; else float32."
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return torch.bfloat16 if torch.cuda.is_available() or amx else torch.float32
+# %% ../../nbs/core/40_answers.ipynb #fa544abe
 @lru_cache(1)
 def asked_model(name): # name, folder or hub id of a decoder
-    "(model, tokenizer) as answers are computed with; the last one stays loaded."
-    return load_model(name, kind="causal", dtype=answer_dtype())
+    "(model, tokenizer) in float32, in which answers are computed; the last one stays loaded."
+    return load_model(name, kind="causal", dtype=torch.float32)
 @cache
 def tokenizer_of(name): "The tokenizer of a model by name."; return from_pretrained(AutoTokenizer, model_path(name))
 
-# %% ../../nbs/core/40_answers.ipynb #e5540e45
+# %% ../../nbs/core/40_answers.ipynb #9831d9c5
 def scores(
     model,          # a name, whose answers are kept; or a loaded decoder, which is asked itself
     tokenizer,      # its tokenizer; None = the named model's own
@@ -282,7 +258,7 @@ def scores(
     if source is None: return torch.tensor(ask(range(len(asked))))
     return torch.tensor(look_up(model, [answer_key(source, a, e) for a, e in zip(asked, said)], ask))
 
-# %% ../../nbs/core/40_answers.ipynb #40c13d49
+# %% ../../nbs/core/40_answers.ipynb #098e2117
 def texts(
     model,          # a name, whose answers are kept; or a loaded decoder, which is asked itself
     tokenizer,      # its tokenizer; None = the named model's own
