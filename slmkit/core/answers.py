@@ -6,8 +6,8 @@ Docs: https://slmkit.github.io/slmkit/core/answers.html.md"""
 
 # %% auto #0
 __all__ = ['text_ids', 'question_ids', 'plain_scores', 'shared_prefix', 'layout', 'attention_bias', 'read_batch', 'batches_of',
-           'ending_scores', 'written', 'answer_key', 'source_of', 'shipped', 'own_answers', 'look_up', 'asked_model',
-           'tokenizer_of', 'scores', 'texts']
+           'ending_scores', 'written', 'answer_key', 'answer_keys', 'source_of', 'shipped', 'own_answers', 'look_up',
+           'asked_model', 'tokenizer_of', 'scores', 'texts']
 
 # %% ../../nbs/core/40_answers.ipynb #68bc5bf4
 import copy, gzip, hashlib, inspect, json, os, sqlite3
@@ -179,13 +179,23 @@ def answer_key(
     text = json.dumps([source, prompt, asked, how], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/core/40_answers.ipynb #1cedcf5a
+# %% ../../nbs/core/40_answers.ipynb #ff110723
+def answer_keys(
+    source,   # as in `answer_key`
+    asked,    # token ids of each prompt
+    endings=None, # token ids of each prompt's endings; None for texts
+    **how,    # decoding settings
+):
+    "The names of many answers, list of str."
+    return [answer_key(source, a, e, **how) for a, e in zip(asked, endings or [None]*len(asked))]
+
+# %% ../../nbs/core/40_answers.ipynb #f8ed6b50
 def source_of(name): # real model, zoo model; others have none
     "Checksum of the file that a model was made of, or None for models whose answers are not kept."
     if name in real_models(): return model_hash(name)
     return zoo().get(name, {}).get("sha256")
 
-# %% ../../nbs/core/40_answers.ipynb #1dfbb5e5
+# %% ../../nbs/core/40_answers.ipynb #3c840dde
 @cache
 def shipped(name): # of a model
     "The answers that ship with the package: {key: list of numbers, or text}. KitError for a damaged file."
@@ -197,7 +207,7 @@ def shipped(name): # of a model
         found |= dict(map(json.loads, lines))
     return found
 
-# %% ../../nbs/core/40_answers.ipynb #11126c9f
+# %% ../../nbs/core/40_answers.ipynb #1aaa6ab5
 @contextmanager
 def own_answers():
     "The user's cache of answers, a SQLite connection. KitError in one line where it can't be used."
@@ -211,7 +221,7 @@ def own_answers():
     except (OSError, sqlite3.Error) as e:
         raise KitError(f"answers: {path} can't be used ({e}): delete it, or name another, SLMKIT_ANSWERS=FILE") from None
 
-# %% ../../nbs/core/40_answers.ipynb #3f55df37
+# %% ../../nbs/core/40_answers.ipynb #5b58a3a4
 def look_up(
     name, # of the model
     keys, # of the answers
@@ -231,7 +241,7 @@ def look_up(
         db.executemany("insert or replace into answers values (?, ?)", [(k, json.dumps(v)) for k, v in new.items()])
     return [(ours | found | new)[key] for key in keys]
 
-# %% ../../nbs/core/40_answers.ipynb #fa544abe
+# %% ../../nbs/core/40_answers.ipynb #0ccc0ba2
 @lru_cache(1)
 def asked_model(name): # name, folder or hub id of a decoder
     "(model, tokenizer) in float32, in which answers are computed; the last one stays loaded."
@@ -239,7 +249,7 @@ def asked_model(name): # name, folder or hub id of a decoder
 @cache
 def tokenizer_of(name): "The tokenizer of a model by name."; return from_pretrained(AutoTokenizer, model_path(name))
 
-# %% ../../nbs/core/40_answers.ipynb #9831d9c5
+# %% ../../nbs/core/40_answers.ipynb #0668d01e
 def scores(
     model,          # a name, whose answers are kept; or a loaded decoder, which is asked itself
     tokenizer,      # its tokenizer; None = the named model's own
@@ -256,9 +266,9 @@ def scores(
         return [[round(v, 3) for v in row] for row in found.tolist()]
     source = source_of(model)
     if source is None: return torch.tensor(ask(range(len(asked))))
-    return torch.tensor(look_up(model, [answer_key(source, a, e) for a, e in zip(asked, said)], ask))
+    return torch.tensor(look_up(model, answer_keys(source, asked, said), ask))
 
-# %% ../../nbs/core/40_answers.ipynb #098e2117
+# %% ../../nbs/core/40_answers.ipynb #cf833cd0
 def texts(
     model,          # a name, whose answers are kept; or a loaded decoder, which is asked itself
     tokenizer,      # its tokenizer; None = the named model's own
@@ -275,4 +285,4 @@ def texts(
         return [s.strip() for s in tokenizer.batch_decode(said, skip_special_tokens=True)]
     source = source_of(model) if isinstance(model, str) else None
     if source is None: return ask(range(len(asked)))
-    return look_up(model, [answer_key(source, a, None, **how) for a in asked], ask)
+    return look_up(model, answer_keys(source, asked, **how), ask)
