@@ -14,7 +14,7 @@ import slmkit
 from ..core.settings import KitError
 
 # %% ../../nbs/cli/main.ipynb #b18a6b9a
-MODULES = [f"slmkit.cli.{m}" for m in "run start report ledger field lab data zoo project site bench".split()]
+MODULES = [f"slmkit.cli.{m}" for m in "run start report ledger field lab data answers zoo project site bench".split()]
 
 # %% ../../nbs/cli/main.ipynb #e7a15787
 def build(modules=MODULES): # each exports `verbs(app)`; those that don't exist are left out
