@@ -19,11 +19,11 @@ from pathlib import Path
 from urllib.parse import quote
 from ..core.claims import entries
 from ..core.figures import claim_figure, svg
-from ..core.judge import LEVELS, attempt_of, extends, label, numbers, scale_of, summary, verdict
-from ..core.settings import KitError, kit_settings, package_folder
+from ..core.judge import LEVELS, attempt_of, extends, label, numbers, of_records, scale_of, summary
+from ..core.settings import KitError, kit_settings, package_folder, same_class
 from ..files import whole
 from ..run.records import newest as newest_of, reading
-from .ledger import plain_parameters, short, verdict_of
+from .entry import plain_parameters, short, verdict_of
 from .table import (MEANING, as_csv, control_text, costs, counts, declaration, number, paper_text,
                                    result, tone)
 
@@ -80,7 +80,7 @@ def entry_of(
     "The ledger's entry to compare with, or None."
     found = [e for e in entries(record["technique"], folder) if name in e["claims"] and
              all(str(e.get(k)) == str(short(record.get(k))) for k in ("profile", "model", "data"))]
-    rank = lambda e: (e["hardware"] == record.get("hardware"), not e.get("external"))
+    rank = lambda e: (same_class(e["hardware"], record.get("hardware")), not e.get("external"))
     return max(found, key=rank, default=None)
 
 def published(entry, name): # of the ledger, or None; of its claim
@@ -108,9 +108,9 @@ def outcome_of(
     if is_build(group[0]): return BUILD
     attempt, ten = attempt_in(entry, name, group), [r for r in group if r["seed"] < 110]
     try:
-        v = verdict(name, ten, attempt)
+        v = of_records(name, ten, attempt)
         more = len(group) > len(ten) and extends(v, group[0].get("profile"))
-        return label(verdict(name, group, attempt) if more else v)
+        return label(of_records(name, group, attempt) if more else v)
     except KitError as e: return "no verdict: " + str(e).removeprefix(f"{group[0]['technique']}: claim {name!r}: ")
 
 # %% ../../nbs/verdicts/report.ipynb #7e28eac3
