@@ -14,7 +14,8 @@ from ..core.settings import KitError, nearest
 # %% ../../nbs/cli/answers.ipynb #0278e23e
 def verbs(app): # typer.Typer
     "Add the group `answers` to the command line."
-    group = typer.Typer(no_args_is_help=True, help="Stored answers of a real model: build, ask again, sum up in a card.")
+    group = typer.Typer(no_args_is_help=True,
+        help="Stored answers of a real model: build, ask again, sum up in a card.")
     app.add_typer(group, name="answers")
     for add in (_build, _check, _card): add(group)
 

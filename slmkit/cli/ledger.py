@@ -43,7 +43,7 @@ def add_attest(group): # typer.Typer
     "Add `slmkit ledger attest`."
     @group.command("attest", epilog="Examples: slmkit ledger attest · slmkit ledger attest adapt/low_rank")
     def _(technique: str = typer.Argument("", help="family/name; all entries of this machine where none is named")):
-        "Attest what changed, by a fingerprint of seconds where that is enough; exit 1 if the same code gave other numbers."
+        "Attest what changed, by fingerprint where that is enough; exit 1 if the same code gave other numbers."
         from slmkit.verdicts.attest import attest_all
         lines, bad = attest_all(technique, progress=True)
         typer.echo("\n".join(lines) or "the ledger has no entry of this machine")

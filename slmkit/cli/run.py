@@ -105,7 +105,8 @@ Anyway = _option(bool, "--anyway", help="Confirm even what build seeds say can't
 OneBase = _option(bool, "--one-base", help="Leave the second base model out.")
 def add_confirm(app):
     @app.command("confirm", epilog=CONFIRM)
-    def _confirm(techniques: list[str], profile: Profile = "", model: Model = "", data: Data = "", columns: Columns = "",
+    def _confirm(techniques: list[str], profile: Profile = "", model: Model = "", data: Data = "",
+        columns: Columns = "",
         out: Out = "", jobs: Jobs = None, executor: Executor = "", address: Address = "", timeout: Timeout = 0,
         quiet: Quiet = False, anyway: Anyway = False, one_base: OneBase = False, json: Json = False):
         "Run the confirm seeds of techniques and write their verdicts into the ledger; the same command goes on."

@@ -231,7 +231,8 @@ def look_up(
     found, ours = {}, shipped(name)
     with own_answers() as db:
         for key in {*keys} - {*ours}:
-            for answer, in db.execute("select answer from answers where key = ?", [key]): found[key] = json.loads(answer)
+            for answer, in db.execute("select answer from answers where key = ?",
+                [key]): found[key] = json.loads(answer)
     places = {key: i for i, key in enumerate(keys) if key not in found and key not in ours}
     if places and name in real_models() and not is_fetched(name):
         raise KitError(f"{len(places)} of {len(keys)} answers of {name} are not stored, and the model is not on this "

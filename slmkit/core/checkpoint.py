@@ -104,7 +104,8 @@ def name_tokens(
     "Give the tokenizer padding; take away a start that it never adds. KitError for tokens without a row."
     over = [t for t, i in tokenizer.get_vocab().items() if i >= rows]
     if set(over) - {tokenizer.pad_token}:
-        raise KitError(f"model {str(name)!r}: {len(over)} tokens of its tokenizer have no row in its embedding of {rows} "
+        raise KitError(f"model {str(name)!r}: {len(over)} tokens of its tokenizer have no row in its embedding of "
+                       f"{rows} "
                        "rows: enlarge it (resize_token_embeddings) and save it again")
     if tokenizer.eos_token is None: tokenizer.eos_token = tokenizer.sep_token
     if over or tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -37,13 +37,15 @@ def check_trunk(model, depth): # a decoder; layers of its trunk
     "KitError unless 0 < depth < number of layers and nothing that is trained lies in the trunk or its embeddings."
     name, layers = decoder_layers(model)
     if not 0 < depth < len(layers):
-        raise KitError(f"fit: trunk={depth}: of this model's {len(layers)} layers 1 to {len(layers) - 1} can be the trunk")
+        raise KitError(f"fit: trunk={depth}: of this model's {len(layers)} layers 1 to {len(layers) - 1} can be the "
+                       f"trunk")
     owner = model.get_submodule(name.rpartition(".")[0])
     below = [*layers[:depth], *(m for m in owner.modules() if isinstance(m, nn.Embedding))]
     fixed = {id(p) for m in below for p in m.parameters()}
     trained = [n for n, p in model.named_parameters() if p.requires_grad and id(p) in fixed]
     if trained: raise KitError(f"fit: trunk={depth} computes layers 1 to {depth} once, but {trained[0]} is trained: "
-                               f"freeze it, as inject(..., layers=range({depth}, {len(layers)})) does, or leave trunk out")
+                               f"freeze it, as inject(..., layers=range({depth}, {len(layers)})) does, or leave trunk "
+                               f"out")
 
 # %% ../../nbs/core/11_trunk.ipynb #f25f174b
 def row_keys(

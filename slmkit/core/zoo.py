@@ -154,7 +154,8 @@ def needs(
     has = getattr(c, "num_key_value_heads", None) or getattr(c, "num_attention_heads", 0)
     told = [f"{technique} can't work on a {c.model_type}"] if families and c.model_type not in families else []
     if has < key_heads: told += [f"{technique} needs {key_heads} key heads a layer, this {c.model_type} has {has}"]
-    if told: raise KitError(f"{told[0]}: give {' or '.join(families) or 'another decoder'} with {key_heads} key heads or "
+    if told: raise KitError(f"{told[0]}: give {' or '.join(families) or 'another decoder'} with {key_heads} key heads "
+                            f"or "
                             "more, as lm-1m and smollm2-135m have")
     return model
 

@@ -76,6 +76,8 @@ def compare_rerun(
         return f"{there}: {beside_prediction(entry, record)}", None, False
     new = reattest(entry, record)
     differ = ", ".join(n for n, ok in new["attested"][-1]["agree"].items() if not ok)
+    if differ and entry["hardware"] != record["hardware"]:  # an older entry, whose processor's maker isn't known
+        return f"{where}: perhaps another maker's processor: {beside_prediction(entry, record)}", None, False
     if entry["hashes"] == record["hashes"]:
         said = f"DIFFERS from the ledger on the same code: {differ}" if differ else "equal"
         return f"{where}: {said}", None, bool(differ)
@@ -179,7 +181,8 @@ def fingerprint(record): # of the entry's first seed at smoke
     run = fold_run(record | dict(claims=plain))
     counted = lambda arms: {k: v for k, v in arms.items() if "second" not in k}
     own = {n: counted(c["arms"]) for n, c in run["claims"].items() if "arms" in c}
-    return dict(seed=record["seed"], hardware=record["hardware"], claims=sorted(plain), arms=counted(run["arms"]), own=own)
+    return dict(seed=record["seed"], hardware=record["hardware"], claims=sorted(plain), arms=counted(run["arms"]),
+        own=own)
 
 # %% ../../nbs/verdicts/attest.ipynb #4c199267
 def by_fingerprint(
@@ -193,7 +196,8 @@ def by_fingerprint(
     if old["hardware"] != found["hardware"]:
         return f"{where}: its fingerprint is of {old['hardware']}, this is {found['hardware']}", None
     if old != found: return f"{where}: another fingerprint", None
-    line = dict(date=today(), seed=found["seed"], **hashes, agree=dict.fromkeys(found["claims"], True), by="fingerprint")
+    line = dict(date=today(), seed=found["seed"], **hashes, agree=dict.fromkeys(found["claims"], True),
+        by="fingerprint")
     return f"{where}: re-attested by fingerprint", entry | dict(hashes=hashes, attested=entry["attested"] + [line])
 
 # %% ../../nbs/verdicts/attest.ipynb #6a9cc04a
