@@ -60,6 +60,7 @@ def from_pretrained(cls, where, **kw):
     except (MemoryError, torch.OutOfMemoryError): raise
     except Exception as e:  # a damaged file fails in many ways
         said = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
+        if "ignore_mismatched_sizes" in said: said = "its weights have other shapes than its config.json says"
         raise KitError(f"model {str(where)!r} can't be loaded ({said}): "
                        f"give a zoo name ({', '.join(zoo())}) or a local checkpoint folder with --model") from None
 
