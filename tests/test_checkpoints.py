@@ -67,6 +67,7 @@ def test_a_head_of_classes_is_fresh_and_all_below_it_is_read(name, brought):
     from slmkit.core.generate import class_scores
     model, tok = load_model(brought(name), device="cpu", kind="classifier", num_labels=3)
     rows = encode_texts(tok, ASKED)
+    assert all(sum(i in tok.all_special_ids for i in r["input_ids"][:2]) <= 1 for r in rows)  # one start at most
     together = class_scores(model, rows, tok.pad_token_id)
     alone = torch.cat([class_scores(model, [r], tok.pad_token_id) for r in rows])
     assert model.fresh and together.shape == (2, 3) and torch.allclose(together, alone, atol=1e-3)
@@ -180,7 +181,7 @@ FAULTS = {
     "no configuration": (lambda f: (f/"config.json").unlink(), "has no config.json"),
     "configuration is no JSON": (lambda f: put(f, "config.json", "{"), "config.json that is no JSON object"),
     "unknown architecture": (lambda f: change(f, "config.json", model_type="tapir"), "can't be loaded"),
-    "other shapes": (lambda f: change(f, "config.json", intermediate_size=64), "its weights have other shapes than its"),
+    "other shapes": (lambda f: change(f, "config.json", intermediate_size=64), "its weights have other shapes than"),
     "a head less": (headless, "lack 1 tensors of a causal model .lm_head.weight."),
     "empty": (only, "holds no weights"),
 }
