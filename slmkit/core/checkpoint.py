@@ -112,12 +112,12 @@ def name_tokens(
     "Give the tokenizer padding; take away a start that it never adds. KitError for tokens without a row."
     over = [t for t, i in tokenizer.get_vocab().items() if i >= rows]
     if set(over) - {tokenizer.pad_token}:
-        raise KitError(f"model {str(name)!r}: {len(over)} tokens of its tokenizer have no row in its embedding of {rows} "
-                       "rows: enlarge it (resize_token_embeddings) and save it again")
+        raise KitError(f"model {str(name)!r}: {len(over)} tokens of its tokenizer have no row in its embedding "
+                       f"of {rows} rows: enlarge it (resize_token_embeddings) and save it again")
     if tokenizer.eos_token is None: tokenizer.eos_token = tokenizer.sep_token
     if over or tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise KitError(f"model {str(name)!r}: its tokenizer names no padding, end or unknown token: set eos_token in it")
+        raise KitError(f"model {str(name)!r}: its tokenizer names no padding, end or unknown token: set its eos_token")
     toyland = tokenizer.convert_tokens_to_ids("[rationale]") not in (None, tokenizer.unk_token_id)
     if not toyland and tokenizer.bos_token_id not in tokenizer("a")["input_ids"]: tokenizer.bos_token = None
 
