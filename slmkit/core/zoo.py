@@ -60,6 +60,7 @@ def from_pretrained(cls, where, **kw):
     except (MemoryError, torch.OutOfMemoryError): raise
     except Exception as e:  # a damaged file fails in many ways
         said = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
+        if "ignore_mismatched_sizes" in said: said = "its weights have other shapes than its config.json says"
         raise KitError(f"model {str(where)!r} can't be loaded ({said}): "
                        f"give a zoo name ({', '.join(zoo())}) or a local checkpoint folder with --model") from None
 
@@ -154,9 +155,10 @@ def needs(
     has = getattr(c, "num_key_value_heads", None) or getattr(c, "num_attention_heads", 0)
     told = [f"{technique} can't work on a {c.model_type}"] if families and c.model_type not in families else []
     if has < key_heads: told += [f"{technique} needs {key_heads} key heads a layer, this {c.model_type} has {has}"]
-    if told: raise KitError(f"{told[0]}: give {' or '.join(families) or 'another decoder'} with {key_heads} key heads "
-                            f"or "
-                            "more, as lm-1m and smollm2-135m have")
+    wanted = " or ".join(families) or "decoder"
+    if key_heads > 1: wanted += f" with at least {key_heads} key heads"
+    if not families or "llama" in families: wanted += ", as lm-1m and smollm2-135m are"
+    if told: raise KitError(f"{told[0]}: give a {wanted}")
     return model
 
 # %% ../../nbs/core/06_zoo.ipynb #e8910ae0

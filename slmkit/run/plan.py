@@ -11,6 +11,7 @@ __all__ = ['seeds', 'build_seeds', 'chosen', 'profile_of', 'look', 'settings_of'
 import json, re, time
 from functools import lru_cache
 from pathlib import Path
+from ..core.checkpoint import check_files
 from ..core.real import real_folder, real_models
 from ..core.settings import PROFILES, KitError, nearest, package_folder, project_root
 from .hashes import GIVEN, hashes_and_parts, resolved
@@ -124,7 +125,8 @@ def plan(
 
 # %% ../../nbs/run/plan.ipynb #f009c81b
 def check_model(name): # of a run
-    "KitError in one line for a real model that is neither on this machine nor has answers in the package."
+    "KitError in one line for a folder that is no checkpoint, and for a real model that is absent and has no answers."
+    if name and Path(name).is_dir(): check_files(name, name)
     stored = any((package_folder()/"answers"/(name or "none")).glob("*.jsonl.gz"))
     if name in real_models() and not stored: real_folder(name)
 
