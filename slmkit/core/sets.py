@@ -105,7 +105,7 @@ def prepared_rows(
     if "windows" in m: return [w for r in rows for w in windows(r)]
     return [PREPARE[m["prepare"]](r) for r in rows] if "prepare" in m else rows
 
-# %% ../../nbs/core/03_sets.ipynb #76ccca0b
+# %% ../../nbs/core/03_sets.ipynb #1659b1db
 def known_set(
     name,  # of the manifest
     split, # train | test, or another part that the set has
@@ -117,8 +117,8 @@ def known_set(
     divided = "divided" in m and split not in m["files"]
     if divided and split not in ("train", "test"):
         raise KitError(f"data {name!r} has no split {split!r}: there is train, test")
-    tell(name)
     rows = prepared_rows(name, "all" if divided else split)
+    tell(name)
     made = rename_columns(rows, m["columns"], f"{name}-{split}")
     for r, row in zip(made, rows):
         if "labels" in m: r["label"] = m["labels"].get(r["label"], r["label"])
