@@ -6,13 +6,15 @@ Docs: https://slmkit.github.io/slmkit/lab/lab.html.md"""
 
 # %% auto #0
 __all__ = ['FIELDS', 'KINDS', 'ASKED', 'ANSWER', 'RUBRIC', 'exercise_fields', 'Exercise', 'exercise', 'fill', 'stub', 'mutate',
-           'uses', 'exercises_of', 'Question', 'question', 'questions_of', 'Lab', 'read', 'lab_notebooks', 'find']
+           'uses', 'exercises_of', 'Question', 'question', 'questions_of', 'Lab', 'read', 'words_of', 'for_students',
+           'lab_notebooks', 'find']
 
 # %% ../../nbs/lab/lab.ipynb #98d662bd
 import ast, hashlib, json, re, textwrap
 from pathlib import Path
 from types import SimpleNamespace
 import slmkit
+from ..core.page import MEASURED
 from ..core.settings import KitError, directives, nearest
 from ..run import notebooks
 from ..run.notebooks import MARKERS, bare, title
@@ -167,6 +169,21 @@ def read(path): # of a lesson, or of a first-edition notebook
     return Lab(technique=named[0].replace(".", "/"), title=head, sentence=sentence, cells=cells, exercises=found,
                questions=questions_of(cells, Path(path).name), version=slmkit.__version__, digest=digest,
                outputs=[c.get("outputs", []) for c in nb["cells"]] if notebooks.keeps_outputs(path) else None)
+
+# %% ../../nbs/lab/lab.ipynb #c08e55da
+def words_of(outputs): # of a live cell
+    "Its words as a student reads them: no outcomes, and names of pages instead of links to them."
+    text = "".join("".join((o.get("data") or {}).get("text/markdown", "")) for o in outputs)
+    lines = [l for l in text.splitlines() if not l.startswith(f"- **{MEASURED}")]
+    return re.sub(r"\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", "\n".join(lines))
+
+# %% ../../nbs/lab/lab.ipynb #a7d24097
+def for_students(lab): # Lab
+    "(number, type, source) of the cells that are not the instructor's alone."
+    for i, (kind, source) in enumerate(lab.cells):
+        if kind == "markdown" and ANSWER.match(source): continue
+        live = kind == "code" and "live" in directives(source)
+        yield (i, "markdown", words_of(lab.outputs[i] if lab.outputs else ())) if live else (i, kind, source)
 
 # %% ../../nbs/lab/lab.ipynb #852d3d0c
 def lab_notebooks(root=None): # the project; None = around this folder
