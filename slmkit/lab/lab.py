@@ -187,9 +187,9 @@ def for_students(lab): # Lab
 
 # %% ../../nbs/lab/lab.ipynb #852d3d0c
 def lab_notebooks(root=None): # the project; None = around this folder
-    "Notebook of each technique that has an exercise, by name. Raises KitError where there is none."
-    has_exercise = lambda p: "#| exercise" in p.read_text(encoding="utf-8")
-    found = {name: p for name, p in notebooks.lessons(root).items() if has_exercise(p)}
+    "Notebook of each lab by name: lessons with `#| lab`, first-edition notebooks with an exercise. KitError for none."
+    mark = lambda p: "#| lab" if notebooks.keeps_outputs(p) else "#| exercise"
+    found = {name: p for name, p in notebooks.lessons(root).items() if mark(p) in p.read_text(encoding="utf-8")}
     if not found: raise KitError("lab: no technique with an exercise here: run it in a clone, or name a notebook")
     return found
 def find(technique, root=None): # name such as distill/step_by_step, or the path of a notebook; the project
