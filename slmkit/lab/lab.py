@@ -6,13 +6,15 @@ Docs: https://slmkit.github.io/slmkit/lab/lab.html.md"""
 
 # %% auto #0
 __all__ = ['FIELDS', 'KINDS', 'ASKED', 'ANSWER', 'RUBRIC', 'exercise_fields', 'Exercise', 'exercise', 'fill', 'stub', 'mutate',
-           'uses', 'exercises_of', 'Question', 'question', 'questions_of', 'Lab', 'read', 'lab_notebooks', 'find']
+           'uses', 'exercises_of', 'Question', 'question', 'questions_of', 'Lab', 'read', 'words_of', 'for_students',
+           'lab_notebooks', 'find']
 
 # %% ../../nbs/lab/lab.ipynb #98d662bd
 import ast, hashlib, json, re, textwrap
 from pathlib import Path
 from types import SimpleNamespace
 import slmkit
+from ..core.page import MEASURED
 from ..core.settings import KitError, directives, nearest
 from ..run import notebooks
 from ..run.notebooks import MARKERS, bare, title
@@ -168,11 +170,26 @@ def read(path): # of a lesson, or of a first-edition notebook
                questions=questions_of(cells, Path(path).name), version=slmkit.__version__, digest=digest,
                outputs=[c.get("outputs", []) for c in nb["cells"]] if notebooks.keeps_outputs(path) else None)
 
+# %% ../../nbs/lab/lab.ipynb #c08e55da
+def words_of(outputs): # of a live cell
+    "Its words as a student reads them: no outcomes, and names of pages instead of links to them."
+    text = "".join("".join((o.get("data") or {}).get("text/markdown", "")) for o in outputs)
+    lines = [l for l in text.splitlines() if not l.startswith(f"- **{MEASURED}")]
+    return re.sub(r"\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", "\n".join(lines))
+
+# %% ../../nbs/lab/lab.ipynb #a7d24097
+def for_students(lab): # Lab
+    "(number, type, source) of the cells that are not the instructor's alone."
+    for i, (kind, source) in enumerate(lab.cells):
+        if kind == "markdown" and ANSWER.match(source): continue
+        live = kind == "code" and "live" in directives(source)
+        yield (i, "markdown", words_of(lab.outputs[i] if lab.outputs else ())) if live else (i, kind, source)
+
 # %% ../../nbs/lab/lab.ipynb #852d3d0c
 def lab_notebooks(root=None): # the project; None = around this folder
-    "Notebook of each technique that has an exercise, by name. Raises KitError where there is none."
-    has_exercise = lambda p: "#| exercise" in p.read_text(encoding="utf-8")
-    found = {name: p for name, p in notebooks.lessons(root).items() if has_exercise(p)}
+    "Notebook of each lab by name: lessons with `#| lab`, first-edition notebooks with an exercise. KitError for none."
+    mark = lambda p: "#| lab" if notebooks.keeps_outputs(p) else "#| exercise"
+    found = {name: p for name, p in notebooks.lessons(root).items() if mark(p) in p.read_text(encoding="utf-8")}
     if not found: raise KitError("lab: no technique with an exercise here: run it in a clone, or name a notebook")
     return found
 def find(technique, root=None): # name such as distill/step_by_step, or the path of a notebook; the project
