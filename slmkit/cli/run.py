@@ -66,13 +66,15 @@ def show_plan(
 
 # %% ../../nbs/cli/run.ipynb #9ed3638f
 RUN = ("Examples: slmkit run step_by_step --seeds 0-4 · slmkit run --family distill --profile smoke · "
-       "slmkit run step_by_step --sweep alpha=0.3,0.5,0.7 --jobs 2 · slmkit run step_by_step --dry-run")
+       "slmkit run step_by_step --sweep alpha=0.3,0.5,0.7 --jobs 2 · slmkit run step_by_step --dry-run · "
+       "slmkit run low_rank --lesson · slmkit run ../mine/idea.ipynb")
 def run(o):
     "Plan and do what the options of `slmkit run` say; gives the records, or None for a dry run."
     known, sweeps, given = kit_settings(), pairs(o["sweep"], "--sweep"), pairs(o["p"])
     seeds = build_seeds(o["seeds"] or known["seeds"])
     places = {k: o[k] for k in ("model", "data", "columns")}
-    wanted, profile = chosen(o["technique"], o["all"], o["family"]), o["profile"] or known["profile"]
+    wanted = chosen(o["technique"], o["all"], o["family"], lesson=o["lesson"])
+    profile = o["profile"] or known["profile"]
     runs = plan(wanted, profile, seeds, given, sweeps, **places)
     folder, kind, how = batch_options(o)
     if o["dry_run"]: return show_plan(runs, folder, o["force"])
@@ -86,6 +88,7 @@ def add_run(app):
         all: A[bool, O("--all", help="Every technique.")] = False, family: A[str, O(help="All of a family.")] = "",
         seeds: A[str, O(help="0-4 or 0,2,7.", show_default=False)] = "",
         p: A[list[str], O("-p", help="name=value; may be repeated.")] = None,
+        lesson: A[bool, O("--lesson", help="The lesson instead of its reproductions.")] = False,
         sweep: A[list[str], O(help="name=a,b,c; several make a grid.")] = None,
         dry_run: A[bool, O("--dry-run", help="Only explain.")] = False,
         profile: Profile = "", model: Model = "", data: Data = "", columns: Columns = "", out: Out = "",

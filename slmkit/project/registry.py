@@ -105,7 +105,8 @@ def served(
 # %% ../../nbs/project/registry.ipynb #262d0882
 def claims_of(results): # rows of the verdict table
     "What the ledger's rows say about which notebook serves which work, as `served` takes it."
-    return [dict(technique=r["technique"], name=r["claim"], work=r["work"], notebook=f"nbs/{r['technique']}.ipynb")
+    place = lambda technique: f"nbs/{technique.replace('-', '_repro_')}.ipynb"
+    return [dict(technique=r["technique"], name=r["claim"], work=r["work"], notebook=place(r["technique"]))
             for r in results]
 
 # %% ../../nbs/project/registry.ipynb #39e20a8f
