@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(archive, away, monkeypatch)
     (["svmp"], "did you mean 'svamp'"),
     (["svamp", "--archive", "/nope.zip"], "no file /nope.zip"),
     (["svamp", "--url", "ftp://x/y"], "--archive FILE"),
-    (["bbh"], "bbh is not fetched: put it into"),
+    (["bbh"], "bbh is not fetched: put the file there"),
 ])
 def test_bad_words_are_one_line(away, capsys, argv, words):
     with pytest.raises(SystemExit) as e: main(["data", "fetch", *argv])

@@ -8,14 +8,15 @@ Docs: https://slmkit.github.io/slmkit/project/datasets.html.md"""
 __all__ = ['ENDS', 'MARKS', 'NLI', 'ROW', 'SHOWN', 'CONVERTERS', 'URL', 'RETRIES', 'answer_of', 'parse_output', 'nli_label',
            'cqa_row', 'svamp_row', 'esnli_row', 'anli1_row', 'taught_row', 'member', 'rows_of', 'outputs',
            'distilling_step_by_step', 'convert', 'url_of', 'download', 'cache', 'target', 'marker', 'here', 'table',
-           'keep', 'archive_of', 'fetch']
+           'keep', 'put_it_there', 'archive_of', 'fetch']
 
-# %% ../../nbs/project/datasets.ipynb #1be04d64
+# %% ../../nbs/project/datasets.ipynb #1077c72b
 import gzip, hashlib, json, os, re, sys, zipfile
 from datetime import date
 from pathlib import Path
 from platformdirs import user_cache_path
 from ..core.score import METRICS, arithmetic
+from ..core.sets import manifest
 from ..core.settings import KitError, nearest
 from ..files import whole
 
@@ -216,15 +217,11 @@ def here(
     fetched = marker(Path(root, entry["folder"]))
     return "fetched" if all(sums[p] in (s, fetched.get(p.name, {}).get("sha256")) for p, s in files) else "damaged"
 
-# %% ../../nbs/project/datasets.ipynb #2dda2910
-def _manifest():
-    from slmkit.core.data import manifest # imports `datasets`, which takes half a second
-    return manifest()
-
-# %% ../../nbs/project/datasets.ipynb #246af798
+# %% ../../nbs/project/datasets.ipynb #926b654a
 def table(root=None): # folder of sets
-    "What `slmkit data list` prints: (name, what, licence, state) of every set."
-    return [(n, e["title"], e["licence"], here(e, root or target())) for n, e in _manifest().items()]
+    "What `slmkit data list` prints: (name, rows, licence, state, what) of every set."
+    rows = lambda e: f"{sum(f['rows'] for f in e['files'].values()):,}"
+    return [(n, rows(e), e["licence"], here(e, root or target()), e["title"]) for n, e in manifest().items()]
 
 # %% ../../nbs/project/datasets.ipynb #b4598cec
 def keep(
@@ -241,6 +238,17 @@ def keep(
     except (OSError, ValueError) as e:
         raise KitError(f"fetch: {folder} can't be written ({_short(e)}): set SLMKIT_DATA to another folder") from None
 
+# %% ../../nbs/project/datasets.ipynb #4d3445f9
+def put_it_there(
+    name, # of the manifest
+    root, # folder of sets
+):
+    "What to do for a set whose origin the kit can't convert."
+    e = manifest()[name]
+    files = ", ".join(f["file"] for f in e["files"].values())
+    return (f"fetch: {name} is not fetched: put the file there: {root/e['folder']} needs {files} with the checksums of "
+            f"slmkit/data/sets.json, made from {e['origin']} @ {e['commit'][:12]}")
+
 # %% ../../nbs/project/datasets.ipynb #b76bea4a
 def archive_of(
     entry,      # of the manifest
@@ -255,19 +263,19 @@ def archive_of(
     name = hashlib.sha256(source.encode()).hexdigest()[:12]  # one archive serves several sets
     return download(source, cache()/f"{name}.zip", entry.get("archive")), source
 
-# %% ../../nbs/project/datasets.ipynb #620758d9
+# %% ../../nbs/project/datasets.ipynb #864770fa
 def fetch(
     name, # of the manifest
     archive="", # a file that is here already
     url="",     # of a mirror
 ):
     "Get a set and put it into the kit's layout; gives its folder. KitError in one line for whatever goes wrong."
-    sets, root = _manifest(), target()
+    sets, root = manifest(), target()
     if name not in sets: raise KitError(f"no data set {name!r}{nearest(name, sets)}")
     entry = sets[name]
     folder = root/entry["folder"]
     if not (archive or url) and here(entry, root) in ("here", "fetched"): return folder
-    if entry["converter"] not in CONVERTERS: raise KitError(f"fetch: {name} is not fetched: put it into {root}")
+    if entry["converter"] not in CONVERTERS: raise KitError(put_it_there(name, root))
     path, source = archive_of(entry, archive, url)
     try: files = convert(path, entry)
     except KitError:
