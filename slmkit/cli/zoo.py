@@ -11,8 +11,9 @@ __all__ = ['MEND', 'folder', 'names', 'card', 'lines', 'row', 'check', 'verbs', 
 import json
 from pathlib import Path
 import typer
+from ..core.real import real_models
 from ..core.settings import KitError, nearest
-from ..recipes.fetched import fetch, real_models
+from ..recipes.fetched import fetch
 
 # %% ../../nbs/cli/zoo.ipynb #9db3d2c1
 MEND = "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
@@ -154,4 +155,4 @@ def _fetch(group):
         folder = fetch(name, archive)
         said = real_models()[name]
         grid = f"; its weights were rounded before, to {said['grid']}" if said["grid"] else ""
-        typer.echo(f"{name} ({said['licence']}{grid}) is in {folder}: use it with --model {folder}")
+        typer.echo(f"{name} ({said['licence']}{grid}) is in {folder}: use it with --model {name}")
