@@ -79,3 +79,13 @@ def test_unequal_trials_and_edges_are_complained_of():
 def test_the_tables_of_the_project_are_fair():
     tables = {p.name: complaints(tuning(p)) for p in sorted((ROOT/"slmkit/tuning").glob("*.json"))}
     assert not {name: said for name, said in tables.items() if said}
+
+def test_check_reports_what_is_unfair(project, tmp_path):
+    from slmkit.project.check import check
+    folder = tmp_path/"slmkit/tuning"
+    folder.mkdir(parents=True)
+    (folder/"a.m.d.json").write_text(json.dumps(dict(both=trials([1e-3, 3e-3], 1e-3))), encoding="utf-8")
+    (tmp_path/"nbs").mkdir(exist_ok=True)
+    found = [line for line in check(tmp_path) if line.startswith("slmkit/tuning/")]
+    assert found == ["slmkit/tuning/a.m.d.json: the best rate of 'both', 0.001, is at the edge of its grid: "
+                     "widen the grid for all arms"]
