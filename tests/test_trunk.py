@@ -215,7 +215,8 @@ def test_a_trial_says_how_much_it_will_keep(monkeypatch, capsys):
     model, h = t.fit(ROWS, steps=2, trunk=3, prepare=prepare)
     needed = sum(len(r["input_ids"]) for r in ROWS)*16*4
     assert trunk_bytes(t.base, ROWS) == needed and trunk_bytes(t.base.bfloat16(), ROWS) == needed/2
-    assert capsys.readouterr().out == f"trunk=3: {needed/1e9:.1f} GB of memory for the hidden states of {len(ROWS)} rows\n"
+    said = f"trunk=3: {needed/1e9:.1f} GB of memory for the hidden states of {len(ROWS)} rows\n"
+    assert capsys.readouterr().out == said
     t.base = llama(1)
     t.fit(itertools.cycle([batch()]), steps=1, trunk=3, prepare=prepare)
     assert capsys.readouterr().out == "" and h.steps == 2

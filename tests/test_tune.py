@@ -12,7 +12,8 @@ from slmkit.core.settings import settings
 from slmkit.core.tuning import best_rate, tune
 cfg = settings(profile, smoke=dict(model="lm-0.1m", data="topics"), cpu=dict(model="lm-1m", data="topics"))
 class Trial:
-    def __init__(self, cfg, seed, kind="causal", **knobs): self.cfg, self.seed, self.kind, self.knobs = cfg, seed, kind, knobs
+    def __init__(self, cfg, seed, kind="causal", **knobs):
+        self.cfg, self.seed, self.kind, self.knobs = cfg, seed, kind, knobs
 t = Trial(cfg, seed)
 '''
 BOTH = 'tune("both", t, lr=[1e-3, 3e-3, 1e-2], score=lambda t, rate: {1e-3: .1, 3e-3: .4, 1e-2: .2}[rate] + t.seed)'

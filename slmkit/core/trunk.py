@@ -43,8 +43,8 @@ def check_trunk(model, depth): # a decoder; layers of its trunk
     fixed = {id(p) for m in below for p in m.parameters()}
     trained = [n for n, p in model.named_parameters() if p.requires_grad and id(p) in fixed]
     if trained:
-        raise KitError(f"fit: trunk={depth} computes the first {depth} layers once, but {trained[0]} is trained: freeze "
-                       f"it, as inject(..., layers=range({depth}, {len(layers)})) does, or leave trunk out")
+        raise KitError(f"fit: trunk={depth} computes the first {depth} layers once, but {trained[0]} is trained: "
+                       f"freeze it, as inject(..., layers=range({depth}, {len(layers)})) does, or leave trunk out")
 
 # %% ../../nbs/core/11_trunk.ipynb #f25f174b
 def row_keys(
