@@ -187,8 +187,8 @@ def test_dropout_is_off_in_the_trunk_and_the_model_is_left_as_it_was():
 
 def test_what_can_not_be_kept_is_refused_in_a_line():
     model = made("llama, grouped heads")
-    assert "1 to 3 can be the trunk" in refused(Trunk, model, 4)
-    assert "1 to 3 can be the trunk" in refused(fit, model, lm_loss, data(), steps=1, trunk=0)
+    assert "has 4 layers: give 1 to 3" in refused(Trunk, model, 4)
+    assert "has 4 layers: give 1 to 3" in refused(fit, model, lm_loss, data(), steps=1, trunk=0)
     model.model.layers[1].requires_grad_(True)
     line = refused(fit, model, lm_loss, data(), steps=1, trunk=3)
     assert "model.layers.1.self_attn.q_proj.weight is trained" in line and "range(3, 4)" in line
@@ -215,7 +215,8 @@ def test_a_trial_says_how_much_it_will_keep(monkeypatch, capsys):
     model, h = t.fit(ROWS, steps=2, trunk=3, prepare=prepare)
     needed = sum(len(r["input_ids"]) for r in ROWS)*16*4
     assert trunk_bytes(t.base, ROWS) == needed and trunk_bytes(t.base.bfloat16(), ROWS) == needed/2
-    assert capsys.readouterr().out == f"trunk=3: {needed/1e9:.1f} GB of memory for the hidden states of {len(ROWS)} rows\n"
+    said = f"trunk=3: {needed/1e9:.1f} GB of memory for the hidden states of {len(ROWS)} rows\n"
+    assert capsys.readouterr().out == said
     t.base = llama(1)
     t.fit(itertools.cycle([batch()]), steps=1, trunk=3, prepare=prepare)
     assert capsys.readouterr().out == "" and h.steps == 2

@@ -12,7 +12,8 @@ from slmkit.core.settings import settings
 from slmkit.core.tuning import best_rate, tune
 cfg = settings(profile, smoke=dict(model="lm-0.1m", data="topics"), cpu=dict(model="lm-1m", data="topics"))
 class Trial:
-    def __init__(self, cfg, seed, kind="causal", **knobs): self.cfg, self.seed, self.kind, self.knobs = cfg, seed, kind, knobs
+    def __init__(self, cfg, seed, kind="causal", **knobs):
+        self.cfg, self.seed, self.kind, self.knobs = cfg, seed, kind, knobs
 t = Trial(cfg, seed)
 '''
 BOTH = 'tune("both", t, lr=[1e-3, 3e-3, 1e-2], score=lambda t, rate: {1e-3: .1, 3e-3: .4, 1e-2: .2}[rate] + t.seed)'
@@ -79,3 +80,13 @@ def test_unequal_trials_and_edges_are_complained_of():
 def test_the_tables_of_the_project_are_fair():
     tables = {p.name: complaints(tuning(p)) for p in sorted((ROOT/"slmkit/tuning").glob("*.json"))}
     assert not {name: said for name, said in tables.items() if said}
+
+def test_check_reports_what_is_unfair(project, tmp_path):
+    from slmkit.project.check import check
+    folder = tmp_path/"slmkit/tuning"
+    folder.mkdir(parents=True)
+    (folder/"a.m.d.json").write_text(json.dumps(dict(both=trials([1e-3, 3e-3], 1e-3))), encoding="utf-8")
+    (tmp_path/"nbs").mkdir(exist_ok=True)
+    found = [line for line in check(tmp_path) if line.startswith("slmkit/tuning/")]
+    assert found == ["slmkit/tuning/a.m.d.json: the best rate of 'both', 0.001, is at the edge of its grid: "
+                     "widen the grid for all arms"]

@@ -50,7 +50,7 @@ def tuned(
     console=None, # that tells a person
     **places,  # model=, data=, columns=
 ):
-    "Make the trials of a technique; gives the paths of the stored tables. KitError where a run fails: nothing is stored."
+    "Make a technique's trials; gives the paths of the stored tables. KitError, and none stored, where a run fails."
     place = Path(folder)/"tuning"
     parts = [(name, tuning_part(path, place/"notebooks")) for name, path in chosen([technique])]
     runs = plan([(name, path) for name, path in parts if path], profile, [0], **places)

@@ -1,5 +1,4 @@
-"""A layer whose output is nearly its input can be left out of a small language model at a price that can be read off beforehand: block
-influence names such layers. Without training afterwards even one of SmolLM2's thirty is missed.
+"""Block influence names the layers that a language model misses least; without training afterwards SmolLM2 misses even one of its thirty.
 
 Docs: https://slmkit.github.io/slmkit/compress/layer_dropping.html.md"""
 
@@ -27,7 +26,8 @@ def text_windows(
     "Windows of neighbouring tokens, rows for `nll`: all texts joined, the last tokens that fill no window left out."
     texts = rows["text"] if "text" in rows.column_names else [t + "\n" for t in rows["input"]]
     ids = tokenizer("".join(texts), add_special_tokens=False)["input_ids"]
-    return [dict(input_ids=ids[i:i + length], labels=ids[i:i + length]) for i in range(0, len(ids) - length + 1, length)]
+    pieces = [ids[i:i + length] for i in range(0, len(ids) - length + 1, length)]
+    return [dict(input_ids=p, labels=p) for p in pieces]
 
 # %% ../../nbs/compress/layer_dropping.ipynb #5ea1494d
 @contextmanager

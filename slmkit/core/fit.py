@@ -243,7 +243,7 @@ def fit(
     relative_lr=False, # learning rate relative to each matrix' scale, see `parameter_groups`
     bf16=False,  # compute the loss in bfloat16 where PyTorch finds that safe (autocast); the weights stay float32
     progress=True,    # show progress
-    trunk=None,  # layers of a decoder, from the first, that are frozen and computed once a row; `lm_loss` is `label_loss` then
+    trunk=None,  # layers of a decoder, from the first, that are computed once a row; `lm_loss` is then `label_loss`
 ):
     "Train with AdamW; gives `.loss` (one a step), `.steps`, `.tokens`, `.compute` (parameters × tokens), `.seconds`."
     if not steps and not tokens: raise KitError("fit: say how long: steps=... or tokens=...")

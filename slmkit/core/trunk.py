@@ -37,15 +37,14 @@ def check_trunk(model, depth): # a decoder; layers of its trunk
     "KitError unless 0 < depth < number of layers and nothing that is trained lies in the trunk or its embeddings."
     name, layers = decoder_layers(model)
     if not 0 < depth < len(layers):
-        raise KitError(f"fit: trunk={depth}: of this model's {len(layers)} layers 1 to {len(layers) - 1} can be the "
-                       f"trunk")
+        raise KitError(f"fit: trunk={depth}: this model has {len(layers)} layers: give 1 to {len(layers) - 1}")
     owner = model.get_submodule(name.rpartition(".")[0])
     below = [*layers[:depth], *(m for m in owner.modules() if isinstance(m, nn.Embedding))]
     fixed = {id(p) for m in below for p in m.parameters()}
     trained = [n for n, p in model.named_parameters() if p.requires_grad and id(p) in fixed]
-    if trained: raise KitError(f"fit: trunk={depth} computes layers 1 to {depth} once, but {trained[0]} is trained: "
-                               f"freeze it, as inject(..., layers=range({depth}, {len(layers)})) does, or leave trunk "
-                               f"out")
+    if trained:
+        raise KitError(f"fit: trunk={depth} computes the first {depth} layers once, but {trained[0]} is trained: "
+                       f"freeze it, as inject(..., layers=range({depth}, {len(layers)})) does, or leave trunk out")
 
 # %% ../../nbs/core/11_trunk.ipynb #f25f174b
 def row_keys(
@@ -68,7 +67,7 @@ def read_call(args, kw):
     ids, mask, positions = (given.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     if mask is None and ids is not None: mask = torch.ones_like(ids)
     if ids is None or mask.dim() != 2 or given.get("past_key_values") is not None:
-        raise KitError("fit: trunk= needs a loss that calls the model with whole rows of input_ids and a mask of tokens")
+        raise KitError("fit: trunk= needs a loss that gives the model whole rows of input_ids and a mask of tokens")
     return ids, mask, positions
 
 # %% ../../nbs/core/11_trunk.ipynb #c3608763
