@@ -20,7 +20,7 @@ def verbs(app): # typer.Typer
     _list(group)
     _fetch(group)
 
-# %% ../../nbs/cli/data.ipynb #b894348b
+# %% ../../nbs/cli/data.ipynb #94f5ff2e
 def _list(group):
     @group.command("list", epilog="Example: slmkit data list")
     def _():
@@ -33,17 +33,17 @@ def _list(group):
         for row in table(): t.add_row(*row)
         Console(highlight=False, width=100).print(t)
         typer.echo("† as generally known: not stated where the files are from.")
-        typer.echo("Get one with `slmkit data fetch NAME`, then: slmkit run step_by_step --data NAME --model FOLDER")
+        typer.echo("Get one: slmkit data fetch NAME; use it: slmkit run step_by_step --data NAME --model FOLDER")
 
-# %% ../../nbs/cli/data.ipynb #a0a0cc40
+# %% ../../nbs/cli/data.ipynb #0b917c17
 def _fetch(group):
     O = typer.Option
     @group.command("fetch",
-        epilog="Examples: slmkit data fetch svamp · slmkit data fetch cqa --archive ~/Downloads/datasets.zip")
+        epilog="Examples: slmkit data fetch gsm8k · slmkit data fetch cqa --archive ~/Downloads/datasets.zip")
     def _(name: str = typer.Argument(help="Name of a set, see `slmkit data list`."),
-          archive: str = O("", help="The authors' archive, where you have it already."),
-          url: str = O("", help="A mirror of the archive; may hold {origin} and {commit}.")):
-        "Download the authors' archive once and convert one set into gzip'd JSON lines."
+          archive: str = O("", help="The authors' archive, or a copy of their repository, where you have it already."),
+          url: str = O("", help="A mirror; may hold {origin}, {commit} and {path}.")):
+        "Download the authors' files once, hold them to their checksums, and convert a set into gzip'd JSON lines."
         folder = fetch(name, archive, url)
         typer.echo(f"{name} is in {folder}")
         if not os.environ.get("SLMKIT_DATA"): typer.echo(f"Let slmkit find it: export SLMKIT_DATA={folder.parent}")
