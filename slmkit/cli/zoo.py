@@ -11,7 +11,7 @@ __all__ = ['MEND', 'folder', 'names', 'card', 'lines', 'row', 'check', 'verbs', 
 import json
 from pathlib import Path
 import typer
-from ..core.real import real_models
+from ..core.real import is_fetched, real_models
 from ..core.settings import KitError, nearest
 from ..recipes.fetched import fetch
 
@@ -83,11 +83,13 @@ def verbs(app): # typer.Typer
 def _list(group):
     @group.command("list", epilog="Example: slmkit zoo list")
     def _():
-        "Every shipped model, its size and what it is."
+        "Every model that has a name here, its size and what it is."
         from rich.console import Console
         from rich.table import Table
         t = Table("name", "parameters", "MB", "what")
         for n in names(): t.add_row(*row(n))
+        for n, m in real_models().items():
+            t.add_row(n, "", "", m["what"] + ("" if is_fetched(n) else f": get it with `slmkit zoo fetch {n}`"))
         Console(highlight=False).print(t)
 
 # %% ../../nbs/cli/zoo.ipynb #a9cbf8dd

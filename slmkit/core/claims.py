@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .judge import SCALES, Verdict, check_spec, label, prediction, verdict
 from .record import (Run, Used, apply, check_arms, check_curves, check_masks, check_seed, here, rows_hash,
                                 source_of, write_line)
-from .settings import PROFILES, KitError, current, hardware, nearest
+from .settings import PROFILES, KitError, current, hardware, nearest, same_class
 from .figures import draw_claim, picture
 
 # %% ../../nbs/core/09_claims.ipynb #38a28195
@@ -262,7 +262,7 @@ def entries(
 def alike(a, b):
     "How many leading parts two hardware classes share, and whether they are equal."
     pairs = zip(a.split("-"), b.split("-"))
-    return (a == b, sum(1 for x, y in pairs if x == y))
+    return (same_class(a, b), sum(1 for x, y in pairs if x == y))
 
 # %% ../../nbs/core/09_claims.ipynb #09634768
 def closest(
@@ -372,7 +372,7 @@ def same(
 # %% ../../nbs/core/09_claims.ipynb #16809d21
 def differs(claim, run, entry):
     "Raise in CI where the same seed, hashes and hardware class are in the ledger with another number; else do nothing."
-    if os.environ.get("CI") != "true" or entry["hardware"] != hardware(): return
+    if os.environ.get("CI") != "true" or not same_class(entry["hardware"], hardware()): return
     if json.loads(os.environ.get("SLMKIT_HASHES") or "null") != entry["hashes"]: return
     old = next((r["claims"][claim.name] for r in entry["runs"] if r["seed"] == run.seed), None)
     if old and not same(old, run.__dict__, claim.spec):

@@ -18,7 +18,7 @@ from .fit import fresh_copy, batches, encode_lm, lm_loss, encode_texts, rows_for
 from .generate import choice_scores, class_scores
 from .score import Share, correct, standard_error
 from .settings import KitError
-from .zoo import load_model, model_path, warn_unknown
+from .zoo import load_model, opened, warn_unknown
 
 # %% ../../nbs/core/30_experiment.ipynb #c5df5607
 class Trial:
@@ -31,7 +31,7 @@ class Trial:
     ):
         for k in ("model", "data"):
             if not getattr(cfg, k): raise KitError(f"profile {cfg.profile} has no {k} of its own: give --{k} NAME")
-        model_path(cfg.model)  # a wrong name is said before data are read
+        opened(cfg.model, kind)  # what is wrong with it is said before data are read
         self.cfg, self.seed, self.kind, self.knobs = cfg, seed, kind, knobs
         read = lambda split, n: load(cfg.data, split, getattr(cfg, n, 0) or 0, seed, cfg.columns, **knobs)
         self.train, self.test = read("train", "n"), read("test", "test")

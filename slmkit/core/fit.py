@@ -66,7 +66,8 @@ def encode_texts(
     max_length=512, # tokens kept of each
 ):
     "Rows `{'input_ids': [...]}` with special tokens; the start token is added where the tokenizer adds none."
-    start = [] if tokenizer.cls_token or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = tokenizer.bos_token_id
+    start = [] if tokenizer.cls_token or bos is None or bos in tokenizer("a")["input_ids"] else [bos]
     ids = tokenizer(list(texts), truncation=True, max_length=max_length - len(start))["input_ids"]
     return [dict(input_ids=start + i) for i in ids]
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
 from ..core.real import model_hash, real_models
-from ..core.settings import directives, package_folder
+from ..core.settings import default_model, directives, package_folder
 from .notebooks import profiles, read, settings_call, sources
 
 # %% ../../nbs/run/hashes.ipynb #4ecd28e8
@@ -209,7 +209,8 @@ def data_hash(
 # %% ../../nbs/run/hashes.ipynb #8e03186f
 def resolved(path, parameters): # of the notebook, of the run
     "Model, data and columns of a run: what was given, else what the profile table says."
-    table = profiles(read(path)).get(parameters.get("profile"), {})
+    known, profile = profiles(read(path)), parameters.get("profile")
+    table = dict(model=default_model(profile, known)) | known.get(profile, {})
     return {k: parameters.get(k) or table.get(k) or "" for k in ("model", "data", "columns")}
 
 # %% ../../nbs/run/hashes.ipynb #aa5e0021

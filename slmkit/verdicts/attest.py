@@ -12,7 +12,7 @@ __all__ = ['check_rerun', 'reattest', 'beside_prediction', 'compare_rerun', 'has
 import tempfile
 from ..core.claims import same
 from ..core.judge import check_hashes, prediction
-from ..core.settings import KitError
+from ..core.settings import KitError, same_class
 from ..files import whole
 from ..run.batch import execute, here
 from ..run.plan import chosen, plan
@@ -31,7 +31,7 @@ def check_rerun(
         raise KitError(f"{where}: the run of seed {record['seed']} failed: nothing is attested")
     if bool(record.get("stacked")) != bool(old.get("stacked")):
         raise KitError(f"{where}: trained alone once and once with others: nothing is attested")
-    if record.get("hardware") != entry["hardware"]:
+    if not same_class(record.get("hardware"), entry["hardware"]):
         raise KitError(f"{where}: ran on {record.get('hardware')}, the entry on {entry['hardware']}")
     check_hashes([record], where)
     return old
@@ -69,7 +69,7 @@ def compare_rerun(
 ):
     "What a rerun says: (line to read, the entry to write or None, whether it contradicts the ledger)."
     where = f"{entry['technique']} ({entry['profile']}, seed {record['seed']})"
-    if entry["hardware"] != record["hardware"]:
+    if not same_class(entry["hardware"], record["hardware"]):
         there = f"{where}: on {record['hardware']}, the entry on {entry['hardware']}"
         return f"{there}: {beside_prediction(entry, record)}", None, False
     new = reattest(entry, record)
@@ -96,7 +96,8 @@ def attest(
     "Compare reruns with their entries, write what that says of changed code; gives lines, and whether one contradicts."
     lines, bad, own = [], False, ours(folder)
     for r in records:
-        matches = sorted((e for e in own if has_run(e, r)), key=lambda e: e["hardware"] != r.get("hardware"))
+        elsewhere = lambda e: not same_class(e["hardware"], r.get("hardware"))
+        matches = sorted((e for e in own if has_run(e, r)), key=elsewhere)
         if not matches:
             lines.append(f"{r['technique']} ({r.get('profile')}, seed {r.get('seed')}): not in the ledger")
             continue
@@ -145,7 +146,7 @@ def to_rerun(
     if technique and not own: raise KitError(f"ledger: nothing is published of {technique!r}: see slmkit verdicts")
     if technique or not own: return own
     machine = here()  # as a run sees it: this process may have more threads
-    return [e for e in own if e["hardware"] == machine]
+    return [e for e in own if same_class(e["hardware"], machine)]
 
 # %% ../../nbs/verdicts/attest.ipynb #c2d7f8ff
 def rerun_all(

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from ..core.claims import entries
 from ..core.figures import claim_figure, svg
 from ..core.judge import LEVELS, label, numbers, summary, verdict
-from ..core.settings import KitError, kit_settings, package_folder
+from ..core.settings import KitError, kit_settings, package_folder, same_class
 from ..files import whole
 from ..run.records import newest as newest_of, reading
 from .ledger import UNDECIDED, plain_parameters, short, verdict_of
@@ -113,7 +113,7 @@ def published(
     found = [e for e in entries(record["technique"], folder) if name in e["claims"] and
              all(str(e.get(k)) == str(short(record.get(k))) for k in ("profile", "model", "data"))]
     if not found: return {}
-    e = max(found, key=lambda e: (e["hardware"] == record.get("hardware"), not e.get("external")))
+    e = max(found, key=lambda e: (same_class(e["hardware"], record.get("hardware")), not e.get("external")))
     v = verdict_of(e, name)
     return dict(ledger_label=label(v), ledger_mean=v.mean, ledger_low=v.low, ledger_high=v.high, ledger_n=v.n,
                 ledger_hardware=e["hardware"])
