@@ -17,6 +17,7 @@ from ..core.settings import KitError, kit_settings, project_root
 from ..run.progress import Console, table
 from ..run.engine import STATUSES
 from ..run.notebooks import pairs
+from ..run.records import is_run_folder
 from ..run.plan import build_seeds, chosen, explain, plan
 from ..run.batch import execute, here, state
 from ..verdicts.confirm import confirm, left
@@ -135,6 +136,7 @@ def verbs(app): # typer.Typer
     @app.command("status", epilog="Examples: slmkit status · slmkit status runs")
     def _status(folder: str = typer.Argument("", help="Run folder; runs where none is given.", show_default=False)):
         "What a run folder holds, each failure with its cause, and what the ledger's verdicts still lack."
-        lines, failed = status_text(runs_folder(folder))
+        where = runs_folder(folder)
+        lines, failed = status_text(where) if folder or is_run_folder(where) else ([], False)
         print("\n".join([*lines, *(left() if not folder else [])]))
         raise typer.Exit(failed)

@@ -248,11 +248,7 @@ def entries(
     return out
 
 # %% ../../nbs/core/09_claims.ipynb #c1a1f0e2
-def claim_of(
-    run,   # of an entry: its arms once, and what each claim has of its own
-    name,  # of the claim
-    claim, # of the entry: spec, verdict, uses
-):
+def claim_of(run, name, claim): # run of an entry; name and fields (spec, verdict, uses) of one of its claims
     "One claim of one run with all its numbers: value, control, arms, rows, spec."
     own, uses = run["claims"][name], claim.get("uses")
     arms = {k: v for k, v in run["arms"].items() if uses is None or k in uses} | own.get("arms", {})

@@ -13,11 +13,11 @@ import shlex
 from dataclasses import dataclass
 from fastcore.basics import patch
 from ..core.judge import CONFIRM, attempt_of, extends, power
-from ..core.settings import KitError, same_class
+from ..core.settings import KitError
 from ..run.batch import execute, here
 from ..run.notebooks import declared_in, techniques
 from ..run.plan import chosen, plan
-from .entry import ours, short, verdict_of
+from .entry import entry_for, ours, short, verdict_of
 from .ledger import publish
 
 # %% ../../nbs/verdicts/confirm.ipynb #6ec1d98d
@@ -56,9 +56,7 @@ def seeds_for(
 # %% ../../nbs/verdicts/confirm.ipynb #1343bd09
 def entry_of(run, folder=None): # planned run; of the ledger
     "The ledger's entry of a run on this kind of machine, or None."
-    places = {k: short(run[k]) for k in ("technique", "profile", "model", "data")}
-    alike = [e for e in ours(folder) if all((e[k] or "") == (v or "") for k, v in places.items())]
-    return next((e for e in alike if same_class(e["hardware"], here())), None)
+    return entry_for(run | dict(hardware=here()), folder)
 
 def left_open(entry): # of the ledger
     "The claims that the ten further seeds are for."

@@ -20,7 +20,8 @@ from ..core.score import NO_NUMBER, calculate
 from ..core.settings import KitError
 from ..files import whole
 from ..run.notebooks import parameters, read, sources, techniques
-from .entry import dump, file_of, fold, head, ours, records_of, short, today, verdict_of
+from .entry import (dump, entry_for, file_of, fold, head, ours, records_of, short, today,
+                                   verdict_of)
 
 # %% ../../nbs/verdicts/ledger.ipynb #d4a4bd1e
 FUNCTIONS = dict(min=min, max=max, abs=abs, log=math.log, exp=math.exp, sqrt=math.sqrt, float=float)
@@ -162,15 +163,18 @@ def publish(
     "Judge the records and replace the entry, keeping its attempts; gives the path. KitError in one line on bad input."
     shared = head(records) | {"external": external}
     check_defaults(shared)
-    path = file_of(shared, folder)
-    old = read_entry(path) if path.exists() else None
-    if old and any(old[k] != shared[k] for k in ("technique", "model", "data")):
-        raise KitError(f"{path}: belongs to {old['model']} on {old['data']}: rename the model or data set")
+    path, old = file_of(shared, folder), entry_for(shared, folder)
+    if path.exists() and not old:
+        other = read_entry(path)
+        raise KitError(f"{path}: belongs to {other['model']} on {other['data']}: rename the model or data set")
+    whose = file_of(old, folder) if old else path
     records = merge(old, records, shared["hashes"])
-    if records is None: return path
+    if records is None: return whose
     records = sorted(records, key=lambda r: r["seed"])
     found = verdicts(records, old["attempts"] if old else ())
-    return whole(path, dump(make_entry(shared, records, found, old, command, power)))
+    whole(path, dump(make_entry(shared, records, found, old, command, power)))
+    if whose != path: whose.unlink()  # of an older class that didn't name the processor's maker
+    return path
 
 # %% ../../nbs/verdicts/ledger.ipynb #0bae36c0
 def near(a, b):
