@@ -26,7 +26,7 @@ def data_folder():
     "The folder of real data, from the environment variable SLMKIT_DATA; None where it is not set."
     return Path(os.environ["SLMKIT_DATA"]) if os.environ.get("SLMKIT_DATA") else None
 
-# %% ../../nbs/core/03_sets.ipynb #26015a7e
+# %% ../../nbs/core/03_sets.ipynb #d7eec92b
 def set_file(
     name,  # of the manifest
     split, # train | test, or another part that the set has
@@ -35,7 +35,8 @@ def set_file(
     m, root = manifest()[name], data_folder()
     if split not in m["files"]: raise KitError(f"data {name!r} has no split {split!r}{nearest(split, m['files'])}")
     wanted = f"{m['folder']}/{m['files'][split]['file']}"
-    help_ = f"fetch it with `slmkit data fetch {name}`, or stay offline with --data word_problems"
+    get = f"fetch it with `slmkit data fetch {name}`" if m["converter"] else f"put the file there, from {m['origin']}"
+    help_ = f"{get}, or stay offline with --data word_problems"
     if root is None:
         raise KitError(f"data {name!r}: SLMKIT_DATA is not set: point it at the folder that holds {wanted}; {help_}")
     if not (root/wanted).is_file(): raise KitError(f"data {name!r}: no file {root/wanted}: {help_}")
