@@ -193,7 +193,7 @@ def place_hash(
 # %% ../../nbs/run/hashes.ipynb #062c2c36
 def manifest():
     "The kit's manifest of real data sets (`core.data` has it too, but takes long to import)."
-    return json.loads((package_folder()/"data/manifest.json").read_text(encoding="utf-8"))
+    return json.loads((package_folder()/"data/sets.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/run/hashes.ipynb #17c2632f
 def data_hash(
