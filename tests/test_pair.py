@@ -232,7 +232,7 @@ IMAGE = dict(output_type="display_data", metadata={},
 
 def pretend(monkeypatch, *outputs, **record):
     "Let `publish` take these outputs for every code cell instead of running anything."
-    def executed(path, profile, folder, force=False, console=None):
+    def executed(path, profile, folder, force=False, kind="quiet"):
         nb = nbs.load(path)
         for c in nb["cells"]:
             if c["cell_type"] == "code": c["outputs"] = [dict(o) for o in outputs]
