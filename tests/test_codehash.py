@@ -137,7 +137,7 @@ def test_given_data_counts_by_its_files(tmp_path, monkeypatch):
 def test_the_tuning_file_of_this_model_and_data_counts(tmp_path, monkeypatch):
     (tmp_path/"tuning").mkdir()
     (tmp_path/"data").mkdir()
-    (tmp_path/"data/manifest.json").write_text("{}")
+    (tmp_path/"data/sets.json").write_text("{}")
     monkeypatch.setattr(hashing, "package_folder", lambda: tmp_path)
     nb = write_notebook(tmp_path/"idea_repro_long.ipynb", "1")
     of = lambda: hashes_and_parts(nb, dict(model="m", data="d"), Library(tmp_path, "lib"))[0]

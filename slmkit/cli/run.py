@@ -6,20 +6,21 @@ Docs: https://slmkit.github.io/slmkit/cli/run.html.md"""
 
 # %% auto #0
 __all__ = ['Profile', 'Model', 'Data', 'Columns', 'Out', 'Jobs', 'Executor', 'Address', 'Timeout', 'Force', 'Quiet', 'Json',
-           'RUN', 'CONFIRM', 'runs_folder', 'batch_options', 'show_plan', 'run', 'add_run', 'essential', 'add_confirm',
-           'status_text', 'verbs']
+           'RUN', 'CONFIRM', 'Anyway', 'OneBase', 'runs_folder', 'batch_options', 'show_plan', 'run', 'add_run',
+           'add_confirm', 'status_text', 'verbs']
 
 # %% ../../nbs/cli/run.ipynb #093a725b
-import sys, typer
+import typer
 from typing import Annotated as A
 from pathlib import Path
 from ..core.settings import KitError, kit_settings, project_root
 from ..run.progress import Console, table
 from ..run.engine import STATUSES
 from ..run.notebooks import pairs
+from ..run.records import is_run_folder
 from ..run.plan import build_seeds, chosen, explain, plan
 from ..run.batch import execute, here, state
-from ..verdicts.confirm import confirm
+from ..verdicts.confirm import confirm, left
 
 # %% ../../nbs/cli/run.ipynb #d39f9488
 def _option(kind, *flags, **how): return A[kind, typer.Option(*flags, show_default=False, **how)]
@@ -98,31 +99,23 @@ def add_run(app):
         records = run(locals())
         raise typer.Exit(any(r["status"] != "ok" for r in records or ()))
 
-# %% ../../nbs/cli/run.ipynb #5e7b876f
-def essential(argv): # words of a command line
-    "The words that decide what is measured."
-    valued, words, out = ("--out", "--jobs", "-j", "--executor", "--address", "--timeout"), iter(argv), []
-    for word in words:
-        if word in valued: next(words, None)  # its value goes too
-        elif word not in ("--json", "--quiet", "-q") and word.partition("=")[0] not in valued: out.append(word)
-    return out
-
 # %% ../../nbs/cli/run.ipynb #f827dd25
-CONFIRM = "Examples: slmkit confirm step_by_step · slmkit confirm step_by_step --profile gpu --model ./flan-t5-base"
+CONFIRM = "Examples: slmkit confirm step_by_step · slmkit confirm low_rank merging -j 2 · " \
+          "slmkit confirm step_by_step --profile gpu --model ./flan-t5-base"
+Anyway = _option(bool, "--anyway", help="Confirm even what build seeds say can't be decided; the ledger says so.")
+OneBase = _option(bool, "--one-base", help="Leave the second base model out.")
 def add_confirm(app):
     @app.command("confirm", epilog=CONFIRM)
-    def _confirm(technique: str, profile: Profile = "", model: Model = "", data: Data = "", columns: Columns = "",
+    def _confirm(techniques: list[str], profile: Profile = "", model: Model = "", data: Data = "",
+        columns: Columns = "",
         out: Out = "", jobs: Jobs = None, executor: Executor = "", address: Address = "", timeout: Timeout = 0,
-        quiet: Quiet = False,
-        extend: A[bool, typer.Option("--extend", help="Seeds 110-119, after an inconclusive ten.")] = False,
-        json: Json = False):
-        "Run the ten confirm seeds (100-109) and write the verdict into the ledger."
+        quiet: Quiet = False, anyway: Anyway = False, one_base: OneBase = False, json: Json = False):
+        "Run the confirm seeds of techniques and write their verdicts into the ledger; the same command goes on."
         folder, kind, how = batch_options(locals())
-        profile, command = profile or kit_settings()["profile"], " ".join(["slmkit", *essential(sys.argv[1:])])
-        records, path = confirm(technique, profile, folder, model, data, columns, extend, command,
-            console=Console(kind), **how)
-        if path and kind == "rich": print(f"published in {path}")
-        raise typer.Exit(any(r["status"] != "ok" for r in records))
+        queue = confirm(techniques, profile or kit_settings()["profile"], folder, model, data, columns,
+            anyway=anyway, one_base=one_base, console=Console(kind), **how)
+        if kind != "json": print("\n".join(queue.lines))
+        raise typer.Exit(queue.failed)
 
 # %% ../../nbs/cli/run.ipynb #55e35077
 def status_text(folder): # run folder
@@ -142,7 +135,8 @@ def verbs(app): # typer.Typer
     add_confirm(app)
     @app.command("status", epilog="Examples: slmkit status · slmkit status runs")
     def _status(folder: str = typer.Argument("", help="Run folder; runs where none is given.", show_default=False)):
-        "What a run folder holds: runs by status, and each failure with its cause."
-        lines, failed = status_text(runs_folder(folder))
-        print("\n".join(lines))
+        "What a run folder holds, each failure with its cause, and what the ledger's verdicts still lack."
+        where = runs_folder(folder)
+        lines, failed = status_text(where) if folder or is_run_folder(where) else ([], False)
+        print("\n".join([*lines, *(left() if not folder else [])]))
         raise typer.Exit(failed)

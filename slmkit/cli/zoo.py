@@ -11,8 +11,9 @@ __all__ = ['MEND', 'folder', 'names', 'card', 'lines', 'row', 'check', 'verbs', 
 import json
 from pathlib import Path
 import typer
+from ..core.real import is_fetched, real_models
 from ..core.settings import KitError, nearest
-from ..recipes.fetched import fetch, real_models
+from ..recipes.fetched import fetch
 
 # %% ../../nbs/cli/zoo.ipynb #9db3d2c1
 MEND = "reinstall slmkit, or in a clone run `git checkout -- slmkit/zoo`"
@@ -82,11 +83,13 @@ def verbs(app): # typer.Typer
 def _list(group):
     @group.command("list", epilog="Example: slmkit zoo list")
     def _():
-        "Every shipped model, its size and what it is."
+        "Every model that has a name here, its size and what it is."
         from rich.console import Console
         from rich.table import Table
         t = Table("name", "parameters", "MB", "what")
         for n in names(): t.add_row(*row(n))
+        for n, m in real_models().items():
+            t.add_row(n, "", "", m["what"] + ("" if is_fetched(n) else f": get it with `slmkit zoo fetch {n}`"))
         Console(highlight=False).print(t)
 
 # %% ../../nbs/cli/zoo.ipynb #a9cbf8dd
@@ -154,4 +157,4 @@ def _fetch(group):
         folder = fetch(name, archive)
         said = real_models()[name]
         grid = f"; its weights were rounded before, to {said['grid']}" if said["grid"] else ""
-        typer.echo(f"{name} ({said['licence']}{grid}) is in {folder}: use it with --model {folder}")
+        typer.echo(f"{name} ({said['licence']}{grid}) is in {folder}: use it with --model {name}")

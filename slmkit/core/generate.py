@@ -28,6 +28,7 @@ def encode_prompts(
     else:
         start = [tokenizer.bos_token_id]*(tokenizer.bos_token_id is not None)
         ids = [start + i[-max_length:] for i in tokenizer(inputs, add_special_tokens=False)["input_ids"]]
+        ids = [i or [tokenizer.eos_token_id] for i in ids]  # an empty prompt begins after an end
     batch = tokenizer.pad(dict(input_ids=ids), padding_side="right" if two else "left", return_tensors="pt")
     return batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
 

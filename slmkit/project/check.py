@@ -14,6 +14,7 @@ __all__ = ['CELL', 'LINE', 'NEEDS', 'TECHNIQUE', 'MODULE', 'LARGER', 'ROOMS', 'q
 import ast, re
 from pathlib import Path
 from ..core.settings import KitError, directives
+from ..core.tuning import complaints, tuning
 from ..lab.lab import exercises_of
 from .registry import registry
 from .pair import pair_notes, pair_problems
@@ -171,6 +172,8 @@ def check(root=None): # the project
     "All breaches of the contract as lines `file: what`; an empty list is a pass."
     root = project(root)
     out = [f"{p.relative_to(root).as_posix()}: {f}" for p in notebooks(root) for f in notebook_problems(p)]
+    tables = sorted(Path(root, "slmkit/tuning").glob("*.json"))
+    out += [f"slmkit/tuning/{p.name}: {said}" for p in tables for said in complaints(tuning(p))]
     return out + module_problems(root) + stray_problems(root) + work_problems(root)
 
 # %% ../../nbs/project/check.ipynb #1eb4c47a

@@ -7,17 +7,19 @@ Docs: https://slmkit.github.io/slmkit/project/datasets.html.md"""
 # %% auto #0
 __all__ = ['ENDS', 'MARKS', 'NLI', 'ROW', 'SHOWN', 'CONVERTERS', 'URL', 'RETRIES', 'answer_of', 'parse_output', 'nli_label',
            'cqa_row', 'svamp_row', 'esnli_row', 'anli1_row', 'taught_row', 'member', 'rows_of', 'outputs',
-           'distilling_step_by_step', 'convert', 'url_of', 'download', 'cache', 'target', 'marker', 'here', 'table',
-           'keep', 'archive_of', 'fetch']
+           'distilling_step_by_step', 'packed', 'convert', 'url_of', 'download', 'cache', 'target', 'marker', 'here',
+           'table', 'keep', 'put_it_there', 'archive_of', 'source_text', 'origin_files', 'fetch']
 
-# %% ../../nbs/project/datasets.ipynb #1be04d64
+# %% ../../nbs/project/datasets.ipynb #a1a3f94e
 import gzip, hashlib, json, os, re, sys, zipfile
 from datetime import date
 from pathlib import Path
 from platformdirs import user_cache_path
 from ..core.score import METRICS, arithmetic
+from ..core.sets import manifest
 from ..core.settings import KitError, nearest
 from ..files import whole
+from .origins import origin_rows
 
 # %% ../../nbs/project/datasets.ipynb #3f4f7dad
 ENDS = dict(cqa="Q:", svamp="Q:", anli1="Premise:")  # where the teacher starts to make up the next question
@@ -140,7 +142,13 @@ def distilling_step_by_step(
 # %% ../../nbs/project/datasets.ipynb #ec47218a
 def _short(e): return f"{type(e).__name__}: {e}".splitlines()[0].rstrip(": ")[:150]
 
-# %% ../../nbs/project/datasets.ipynb #0fe6d5d3
+# %% ../../nbs/project/datasets.ipynb #5b4adabd
+def packed(rows): # list of dict
+    "Rows as gzip'd JSON lines, the same bytes every time."
+    lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    return gzip.compress("".join(lines).encode("utf-8"), mtime=0)
+
+# %% ../../nbs/project/datasets.ipynb #b88a2f10
 CONVERTERS = dict(distilling_step_by_step=distilling_step_by_step)
 def convert(
     archive, # path of the zip
@@ -153,21 +161,22 @@ def convert(
             for f in (f["file"] for f in entry["files"].values()):
                 split = f.removesuffix(".jsonl.gz").rpartition("_")[2]
                 rows = CONVERTERS[entry["converter"]](z, entry["part"], split)
-                lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-                out[f] = gzip.compress("".join(lines).encode(), mtime=0)
+                out[f] = packed(rows)
     except KitError: raise
     except Exception as e:  # whatever a broken or foreign archive can raise
         raise KitError(f"archive {archive} can't be read ({_short(e)}): fetch it again")
     return out
 
-# %% ../../nbs/project/datasets.ipynb #2989600e
-URL = "https://{origin}/raw/{commit}/datasets.zip"
+# %% ../../nbs/project/datasets.ipynb #421b4d2b
+URL = "https://{origin}/raw/{commit}/{path}"
 def url_of(
     entry, # of the manifest
-    template=URL, # any mirror: may hold {origin} and {commit}
+    template=URL, # any mirror: may hold {origin}, {commit} and {path}
 ):
-    "The address of a set's archive."
-    return template.replace("{origin}", entry["origin"].split()[0]).replace("{commit}", entry["commit"])
+    "The address of a set's archive, or of one of its files."
+    known = dict(origin=entry["origin"].split()[0], commit=entry["commit"], path=entry.get("path", "datasets.zip"))
+    for word, value in known.items(): template = template.replace(f"{{{word}}}", value)
+    return template
 
 # %% ../../nbs/project/datasets.ipynb #8a21caaa
 RETRIES = 2 # after a broken connection
@@ -203,28 +212,25 @@ def marker(folder): # of a set
     try: return json.loads((folder/"FETCHED").read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
 
-# %% ../../nbs/project/datasets.ipynb #eead48f7
+# %% ../../nbs/project/datasets.ipynb #d0ccf221
 def here(
     entry, # of the manifest
     root,  # folder of sets
 ):
     "The state of a set: 'here' (the manifest's files), 'fetched' (as the marker says), 'damaged', or 'not here'."
-    files = [(Path(root, entry["folder"], f["file"]), f["sha256"]) for f in entry["files"].values()]
+    known = [(Path(root, entry["folder"], f["file"]), f) for f in entry["files"].values()]
+    files = [(p, f["sha256"]) for p, f in known if p.is_file() or "optional" not in f]
     if not all(p.is_file() for p, _ in files): return "not here"
     sums = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p, _ in files}
     if all(sums[p] == s for p, s in files): return "here"
     fetched = marker(Path(root, entry["folder"]))
     return "fetched" if all(sums[p] in (s, fetched.get(p.name, {}).get("sha256")) for p, s in files) else "damaged"
 
-# %% ../../nbs/project/datasets.ipynb #2dda2910
-def _manifest():
-    from slmkit.core.data import manifest # imports `datasets`, which takes half a second
-    return manifest()
-
-# %% ../../nbs/project/datasets.ipynb #246af798
+# %% ../../nbs/project/datasets.ipynb #926b654a
 def table(root=None): # folder of sets
-    "What `slmkit data list` prints: (name, what, licence, state) of every set."
-    return [(n, e["title"], e["licence"], here(e, root or target())) for n, e in _manifest().items()]
+    "What `slmkit data list` prints: (name, rows, licence, state, what) of every set."
+    rows = lambda e: f"{sum(f['rows'] for f in e['files'].values()):,}"
+    return [(n, rows(e), e["licence"], here(e, root or target()), e["title"]) for n, e in manifest().items()]
 
 # %% ../../nbs/project/datasets.ipynb #b4598cec
 def keep(
@@ -241,6 +247,17 @@ def keep(
     except (OSError, ValueError) as e:
         raise KitError(f"fetch: {folder} can't be written ({_short(e)}): set SLMKIT_DATA to another folder") from None
 
+# %% ../../nbs/project/datasets.ipynb #4d3445f9
+def put_it_there(
+    name, # of the manifest
+    root, # folder of sets
+):
+    "What to do for a set whose origin the kit can't convert."
+    e = manifest()[name]
+    files = ", ".join(f["file"] for f in e["files"].values())
+    return (f"fetch: {name} is not fetched: put the file there: {root/e['folder']} needs {files} with the checksums of "
+            f"slmkit/data/sets.json, made from {e['origin']} @ {e['commit'][:12]}")
+
 # %% ../../nbs/project/datasets.ipynb #b76bea4a
 def archive_of(
     entry,      # of the manifest
@@ -255,19 +272,49 @@ def archive_of(
     name = hashlib.sha256(source.encode()).hexdigest()[:12]  # one archive serves several sets
     return download(source, cache()/f"{name}.zip", entry.get("archive")), source
 
-# %% ../../nbs/project/datasets.ipynb #620758d9
+# %% ../../nbs/project/datasets.ipynb #b85d22e7
+def source_text(
+    source, # of the manifest: path, sha256, and where they differ from the set's own origin, commit
+    archive="", # folder with a copy of the repository
+    url="",     # of a mirror
+):
+    "The text of one file of the authors, held to its checksum. KitError where it can't be had or differs."
+    if archive: path = Path(archive, source["path"])
+    else: path = download(url_of(source, url or URL), cache()/source["sha256"][:12], source["sha256"])
+    if not path.is_file(): raise KitError(f"fetch: no file {path}: --archive names a copy of {source['origin']}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != source["sha256"]:
+        raise KitError(f"fetch: {path} is not the file of commit {source['commit'][:12]}: check out that commit")
+    if source["path"].endswith(".gz"): data = gzip.decompress(data)
+    return data.decode(source.get("encoding", "utf-8"))
+
+# %% ../../nbs/project/datasets.ipynb #3f101971
+def origin_files(
+    entry,      # of the manifest, with `sources`
+    archive="", # folder with a copy of the repository
+    url="",     # of a mirror
+):
+    "{file name: gzip'd JSON lines} of a set whose parts lie at its origin one by one."
+    at = dict(origin=entry["origin"], commit=entry["commit"])
+    texts = {part: source_text(at | s, archive, url) for part, s in entry["sources"].items()}
+    return {entry["files"][part]["file"]: packed(rows) for part, rows in origin_rows(entry, texts).items()}
+
+# %% ../../nbs/project/datasets.ipynb #3129e6da
 def fetch(
     name, # of the manifest
     archive="", # a file that is here already
     url="",     # of a mirror
 ):
     "Get a set and put it into the kit's layout; gives its folder. KitError in one line for whatever goes wrong."
-    sets, root = _manifest(), target()
+    sets, root = manifest(), target()
     if name not in sets: raise KitError(f"no data set {name!r}{nearest(name, sets)}")
     entry = sets[name]
     folder = root/entry["folder"]
     if not (archive or url) and here(entry, root) in ("here", "fetched"): return folder
-    if entry["converter"] not in CONVERTERS: raise KitError(f"fetch: {name} is not fetched: put it into {root}")
+    if not entry["converter"]: raise KitError(put_it_there(name, root))
+    if "sources" in entry:
+        keep(origin_files(entry, archive, url), folder, archive or f"{entry['origin']} @ {entry['commit']}")
+        return folder
     path, source = archive_of(entry, archive, url)
     try: files = convert(path, entry)
     except KitError:

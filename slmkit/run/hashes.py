@@ -6,15 +6,16 @@ Docs: https://slmkit.github.io/slmkit/run/hashes.html.md"""
 
 # %% auto #0
 __all__ = ['NO_NUMBERS', 'APART', 'GIVEN', 'PRINTED', 'WEIGHTS', 'normal', 'digest', 'imported', 'Library', 'closure', 'cells',
-           'code_parts', 'file_hash', 'place_hash', 'manifest', 'data_hash', 'resolved', 'tuning_hash',
-           'hashes_and_parts', 'hashes']
+           'code_parts', 'file_hash', 'place_hash', 'manifest', 'data_hash', 'resolved', 'tuning_hash', 'weights_hash',
+           'named_models', 'hashes_and_parts', 'hashes']
 
 # %% ../../nbs/run/hashes.ipynb #e751d635
 import ast, hashlib, json, os, re
 from functools import lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
-from ..core.settings import directives, package_folder
+from ..core.real import model_hash, real_models
+from ..core.settings import default_model, directives, package_folder
 from .notebooks import profiles, read, settings_call, sources
 
 # %% ../../nbs/run/hashes.ipynb #4ecd28e8
@@ -192,7 +193,7 @@ def place_hash(
 # %% ../../nbs/run/hashes.ipynb #062c2c36
 def manifest():
     "The kit's manifest of real data sets (`core.data` has it too, but takes long to import)."
-    return json.loads((package_folder()/"data/manifest.json").read_text(encoding="utf-8"))
+    return json.loads((package_folder()/"data/sets.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/run/hashes.ipynb #17c2632f
 def data_hash(
@@ -208,7 +209,8 @@ def data_hash(
 # %% ../../nbs/run/hashes.ipynb #8e03186f
 def resolved(path, parameters): # of the notebook, of the run
     "Model, data and columns of a run: what was given, else what the profile table says."
-    table = profiles(read(path)).get(parameters.get("profile"), {})
+    known, profile = profiles(read(path)), parameters.get("profile")
+    table = dict(model=default_model(profile, known)) | known.get(profile, {})
     return {k: parameters.get(k) or table.get(k) or "" for k in ("model", "data", "columns")}
 
 # %% ../../nbs/run/hashes.ipynb #aa5e0021
@@ -222,6 +224,19 @@ def tuning_hash(
     file = package_folder()/"tuning"/name
     return {f"tuning {name}": place_hash(file)} if file.is_file() else {}
 
+# %% ../../nbs/run/hashes.ipynb #6118e93b
+def weights_hash(model): # zoo name, real model's name, folder, hub id; "" for none
+    "Hash of a model: of its files, of the source file that a real model was made of, or else of the text itself."
+    if model in real_models(): return model_hash(model)[:16]
+    shipped = package_folder()/"zoo"/(model or "none")
+    return place_hash(str(shipped) if model and shipped.is_dir() else model, WEIGHTS)
+
+# %% ../../nbs/run/hashes.ipynb #69a65b13
+def named_models(strings): # of the cells
+    "The strings that are names of shipped or real models."
+    plain = (s for s in strings if s.isascii() and re.fullmatch(r"\w[\w.-]*", s))
+    return {s for s in plain if s in real_models() or (package_folder()/"zoo"/s).is_dir()}
+
 # %% ../../nbs/run/hashes.ipynb #5ee8e021
 def hashes_and_parts(
     path,       # of the notebook
@@ -230,10 +245,9 @@ def hashes_and_parts(
 ):
     "({code, model, data}, the code's parts)."
     parts, strings = code_parts(path, parameters, library)
-    at, zoo = resolved(path, parameters), package_folder()/"zoo"
+    at = resolved(path, parameters)
     parts |= tuning_hash(path, at)
-    named = {s for s in strings if s.isascii() and re.fullmatch(r"\w[\w.-]*", s) and (zoo/s).is_dir()}
-    models = [place_hash(str(zoo/m) if m and (zoo/m).is_dir() else m, WEIGHTS) for m in sorted(named | {at["model"]})]
+    models = [weights_hash(m) for m in sorted(named_models(strings) | {at["model"]})]
     others = sorted(strings & set(manifest()) - {at["data"]})
     sets = [data_hash(at["data"], at["columns"]), *map(data_hash, others)]
     code = digest(json.dumps(parts, sort_keys=True))

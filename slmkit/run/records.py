@@ -14,7 +14,7 @@ import hashlib, itertools, json, os, platform, subprocess, sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from ..core.settings import KitError
+from ..core.settings import KitError, same_class
 from ..files import whole
 
 # %% ../../nbs/run/records.ipynb #1404bdfc
@@ -87,7 +87,7 @@ def stratum_difference(
     for p in PACKAGES:
         if here.get(p) != there.get(p): return f"{p} {there.get(p)} then, {here.get(p)} now"
     was = record.get("hardware")
-    if was and was != hardware(): return f"{was} then, {hardware()} now"
+    if was and not same_class(was, hardware()): return f"{was} then, {hardware()} now"
 
 # %% ../../nbs/run/records.ipynb #28467129
 def lookup(

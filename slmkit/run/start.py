@@ -11,6 +11,7 @@ __all__ = ['LEAST', 'MOST', 'RULE', 'budget_seconds', 'profile_for', 'announce',
 import math, re
 from pathlib import Path
 from fastcore.xtras import modified_env
+from ..core.sets import manifest, set_file
 from ..core.settings import KitError, kit_settings, project_root
 from .batch import at_once, execute, here, pace
 from .plan import chosen, explain, plan
@@ -90,7 +91,6 @@ def start(
 # %% ../../nbs/run/start.ipynb #6ce44918
 def ready(run):
     "Raise a KitError now for what every seed would fail on: damaged weights, or a set that is not here."
-    from slmkit.core.data import manifest, set_file
     from slmkit.core.zoo import verify, zoo
     if run["model"] in zoo(): verify(run["model"])
     if run["data"] in manifest():

@@ -15,7 +15,7 @@ __all__ = ['KEPT', 'LONG', 'HIDDEN', 'CALLING', 'REPOSITORY', 'address', 'is_les
 import ast, json, re, tempfile
 from pathlib import Path
 from nbdev.process import Processor
-from ..core.settings import KitError, directives, kit_settings, package_folder
+from ..core.settings import KitError, directives, kit_settings, package_folder, project_root
 from ..files import write
 from ..lab.lab import ANSWER, KINDS, exercises_of, questions_of, stub
 from ..project.page import is_live, live_words
@@ -24,6 +24,7 @@ from ..run.notebooks import (KIT, MARKERS, TECHNIQUES, bare, declared, first_edi
                                   project, record_name, reproductions, title)
 from .evidence import evidence
 from .reference import documented, module_page, signature
+from ..verdicts.figure import filled
 from ..verdicts.table import rows as verdict_rows
 
 # %% ../../nbs/site/stage.ipynb #4ac25167
@@ -119,10 +120,12 @@ def staged_cell(c, lesson, known): # a cell, whether it is of a technique's note
 # %% ../../nbs/site/stage.ipynb #96c15d3e
 CALLING = ["index", "techniques", "field", "ledger", "labs", "zoo"]
 def run_page(nb, name, root): # notebook as a dict, its name for messages, the project, where it runs
-    "The notebook's cells with outputs."
+    "The notebook with what the ledger says in its texts, and with its cells' outputs."
     from execnb.shell import CaptureShell
     from fastcore.xtras import working_directory
     shell = CaptureShell(mpl_format=None)
+    for c in nb["cells"]:
+        if c["cell_type"] == "markdown": c["source"] = filled("".join(c["source"]), root)
     with working_directory(root):
         for c in (c for c in nb["cells"] if c["cell_type"] == "code"):
             c["outputs"] = [dict(o) for o in shell.run("".join(c["source"]))]
@@ -332,10 +335,11 @@ def for_quarto(cell, lesson): # of nbdev's, changed in place; whether it is of a
 
 # %% ../../nbs/site/stage.ipynb #747e7ceb
 class ForReaders(Processor):
-    "A processor of nbdev that says what its others do with each code cell."
+    "A processor of nbdev that says what its others do with each code cell, and fills in what the ledger says."
     def __init__(self, nb):
         self.nb, lesson = nb, Path(nb.path_).parent.name in TECHNIQUES
         for c in nb.cells:
             if c.cell_type == "code": for_quarto(c, lesson)
             elif ANSWER.match(c.source): c.source = ""
+            else: c.source = filled(c.source, project_root())
     def __call__(self, cell): pass
