@@ -232,7 +232,7 @@ IMAGE = dict(output_type="display_data", metadata={},
 
 def pretend(monkeypatch, *outputs, **record):
     "Let `publish` take these outputs for every code cell instead of running anything."
-    def executed(path, profile, folder, force=False, console=None):
+    def executed(path, profile, folder, force=False, kind="quiet"):
         nb = nbs.load(path)
         for c in nb["cells"]:
             if c["cell_type"] == "code": c["outputs"] = [dict(o) for o in outputs]
@@ -379,3 +379,4 @@ def test_sphinx_finds_nothing_amiss_in_a_pair(site, tmp_path):
     assert build(tmp_path/"out", root=site)["problems"] == []
     page = (tmp_path/"out/distill/my_idea.html").read_text(encoding="utf-8")
     assert 'href="my_idea_repro.html"' in page and 'href="../adapt/first_steps.html"' in page
+    assert '<math' in page and 'display="block"' in page

@@ -15,7 +15,6 @@ from ..project.publish import publish
 from ..project.sync import sync
 from ..project.template import new
 from ..run.notebooks import project
-from ..run.progress import Console
 
 # %% ../../nbs/cli/project.ipynb #270e267e
 def add_publish(app):
@@ -27,7 +26,7 @@ def add_publish(app):
                  force: bool = O(False, "--force", help="Run what is cached too.")):
         "Run a lesson and its reproductions at seed 0 and store what they show in the committed notebooks."
         root = project()
-        changed = publish(technique, runs_folder(out), lesson, profile, root, force, Console("rich"))
+        changed = publish(technique, runs_folder(out), lesson, profile, root, force, "rich")
         typer.echo("\n".join(f"wrote {p.relative_to(root)}" for p in changed) or "nothing has changed")
 
 # %% ../../nbs/cli/project.ipynb #ad54c0ae

@@ -23,6 +23,7 @@ from ..run.hashes import code_parts, digest, resolved, tuning_hash
 from ..run.notebooks import (bare, experiments, first_edition, halves, load, parameters, read, record_name,
                                   sources)
 from ..run.plan import plan
+from ..run.progress import Console
 
 # %% ../../nbs/project/publish.ipynb #2145329e
 def joined(text): # of an output: a string or a list of lines
@@ -75,15 +76,15 @@ def outdated(made, record, path): # executed notebook, its record; the committed
     return texts_of(made) != texts_of(read(path)) or record["date"][:10] <= newest
 
 # %% ../../nbs/project/publish.ipynb #b1178bf7
-def executed(path, profile, folder, force=False, console=None): # notebook, of the run; run folder, and as for `execute`
+def executed(path, profile, folder, force=False, kind="quiet"): # notebook, of the run; run folder; see `publish`
     "(executed notebook, its record). KitError where the run failed."
     name = record_name(path)
     run, = plan([(name, path)], profile, [0])
-    record, = execute([run], folder, jobs=1, force=force, console=console)
+    record, = execute([run], folder, jobs=1, force=force, console=Console(kind))
     if record["status"] != "ok":
         raise KitError(f"publish: {name} at {profile}: {record['error']}: nothing is stored")
     made = read(Path(folder, record["notebook"]))
-    if outdated(made, record, path) and not force: return executed(path, profile, folder, True, console)
+    if outdated(made, record, path) and not force: return executed(path, profile, folder, True, kind)
     return made, record
 
 # %% ../../nbs/project/publish.ipynb #ca938bbb
@@ -129,12 +130,12 @@ def check_run(path, nb, text, record): # notebook, as a dict with outputs, as a 
                        f"the largest output is that of `{cell}`")
 
 # %% ../../nbs/project/publish.ipynb #b3736c58
-def publish_one(path, folder, profile="", force=False, console=None): # of a notebook, run folder; see `publish`
+def publish_one(path, folder, profile="", force=False, kind="quiet"): # of a notebook, run folder; see `publish`
     "Run one notebook and store what it shows; its path if that changed it, else None."
     if first_edition(path):
         raise KitError(f"publish: {Path(path).name} is first edition: it is committed without outputs")
     profile = profile or profile_shown(path)
-    made, record = executed(path, profile, folder, force, console)
+    made, record = executed(path, profile, folder, force, kind)
     nb = stamped(merged(load(path), made), path, profile)
     text = cleaned(nb, path)
     check_run(path, nb, text, record)
@@ -146,13 +147,14 @@ def publish(
     folder,        # run folder
     lesson=False,  # only the lesson
     profile="",    # "" = each notebook's own
-    root=None, force=False, console=None, # the project; run again what is cached; see `execute`
+    root=None, force=False, # the project; run again what is cached
+    kind="quiet", # of the console
 ):
     "Store the outputs of a lesson and its reproductions; gives the paths that changed."
     wanted = experiments(technique, root, lesson)
     whole = not lesson and not str(technique).endswith(".ipynb") and "-" not in str(technique)
     if whole: wanted = list(dict.fromkeys(experiments(technique, root, True) + wanted))
-    changed = [publish_one(path, folder, profile, force, console) for _, path in wanted]
+    changed = [publish_one(path, folder, profile, force, kind) for _, path in wanted]
     return [p for p in changed if p]
 
 # %% ../../nbs/project/publish.ipynb #01fb2dca

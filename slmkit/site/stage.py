@@ -38,12 +38,13 @@ def is_lesson(name): # below nbs/
     return name.split("/")[0] in TECHNIQUES
 
 # %% ../../nbs/site/stage.ipynb #d1c4ef0f
-KEPT = re.compile(r"(```.*?```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$[^$]*\$)", re.S | re.M)
+KEPT = re.compile(r"(```.*?```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$|\$[^$]*\$)", re.S | re.M)
 def text(source, known): # Markdown, name -> its full name
-    "Markdown with links to staged notebooks and to names of the library."
+    "Markdown with links to notebooks and to names of the library; a displayed formula is a paragraph of its own."
     role = lambda m: f"{{py:obj}}`{m[1]} <{known[m[1]]}>`" if m[1] in known else m[0]
     parts = KEPT.split(source)
     parts[::2] = [re.sub(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", role, p) for p in parts[::2]]
+    parts[1::2] = [f"\n\n{p}\n\n" if p.startswith("$$") else p for p in parts[1::2]]
     return re.sub(r"(\]\([\w./]*?)\d+_(\w+\.ipynb)", r"\1\2", "".join(parts))
 
 # %% ../../nbs/site/stage.ipynb #9468e975
