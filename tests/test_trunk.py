@@ -108,6 +108,16 @@ def test_a_row_is_known_again_in_a_batch_of_another_length():
     assert [k[0] for k in left] == [0, 1, 2] and [len(k[1]) for k in left] == [9, 8, 7]
     assert row_keys(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3)) == [(0, (), (), ())]
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama, grouped heads"])
+def test_a_call_by_position_is_read_as_the_model_reads_it(kind):
+    model, given = made(kind), batch()
+    order = ("input_ids", "attention_mask") if kind != "gpt2" else ("input_ids", "past_key_values", "attention_mask")
+    with torch.no_grad():
+        whole = model.base_model(*map(given.get, order)).last_hidden_state
+        with Trunk(model, 3): top = model.base_model(*map(given.get, order)).last_hidden_state
+    here = given["attention_mask"] == 1
+    assert torch.allclose(whole[here], top[here], atol=1e-5)
+
 def test_each_row_passes_the_trunk_once():
     model, passes = made("llama, one key head"), []
     decoder_layers(model)[1][0].register_forward_hook(lambda m, args, out: passes.append(len(out)))
@@ -202,6 +212,8 @@ def test_a_loss_that_does_not_give_whole_rows_is_refused():
     with Trunk(model, 3):
         assert "input_ids" in refused(model, inputs_embeds=words)
         assert "mask of tokens" in refused(model, given["input_ids"], attention_mask=torch.ones(3, 1, 9, 9))
+        past = model(given["input_ids"]).past_key_values
+        assert "whole rows" in refused(model, given["input_ids"][:, :1], past_key_values=past)
         assert torch.isfinite(lm_loss(model, given))
 
 # ---- a trial

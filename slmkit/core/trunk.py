@@ -8,6 +8,7 @@ Docs: https://slmkit.github.io/slmkit/core/trunk.html.md"""
 __all__ = ['decoder_layers', 'Skipped', 'check_trunk', 'row_keys', 'read_call', 'Trunk', 'trunk_bytes']
 
 # %% ../../nbs/core/11_trunk.ipynb #68715999
+import inspect
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -53,17 +54,16 @@ def row_keys(
     positions=None, # int64[rows or 1, length], where the batch gives them
 ):
     "A tuple for each row, (first place, tokens, mask, positions), padding at the ends left out."
-    out, positions = [], None if positions is None else positions.expand_as(ids).tolist()
-    for i, (tokens, here) in enumerate(zip(ids.tolist(), mask.long().tolist())):
-        first, last = here.index(1) if 1 in here else 0, len(here) - (here[::-1].index(1) if 1 in here else len(here))
-        parts = tokens, here, positions[i] if positions else []
-        out.append((first, *(tuple(p[first:last]) for p in parts)))
-    return out
+    given = [[]]*len(ids) if positions is None else positions.expand_as(ids).tolist()
+    def key(*parts):
+        read = [i for i, here in enumerate(parts[1]) if here] or [0, -1]  # of a row of padding alone nothing is kept
+        return read[0], *(tuple(p[read[0]:read[-1] + 1]) for p in parts)
+    return [key(*parts) for parts in zip(ids.tolist(), mask.long().tolist(), given)]
 
 # %% ../../nbs/core/11_trunk.ipynb #83a1d2d5
-def read_call(args, kw):
+def read_call(owner, args, kw): # module, arguments of its call
     "(tokens, attention mask, positions) of a call of a decoder. KitError where rows can't be known by their tokens."
-    given = dict(zip(("input_ids", "attention_mask", "position_ids"), args)) | kw
+    given = inspect.signature(owner.forward).bind(*args, **kw).arguments
     ids, mask, positions = (given.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     if mask is None and ids is not None: mask = torch.ones_like(ids)
     if ids is None or mask.dim() != 2 or given.get("past_key_values") is not None:
@@ -97,7 +97,7 @@ class Trunk:
 @patch
 def before(self: Trunk, owner, args, kw): # called before each pass of the model, with its arguments
     "Compute the batch's new rows and hand all of its rows to the first layer above the trunk."
-    ids, mask, positions = read_call(args, kw)
+    ids, mask, positions = read_call(owner, args, kw)
     keys = row_keys(ids, mask, positions)
     new = [i for i, key in enumerate(keys) if key not in self.rows]
     if new: self.compute(ids[new], mask[new], None if positions is None else positions.expand_as(ids)[new],
@@ -111,8 +111,8 @@ def before(self: Trunk, owner, args, kw): # called before each pass of the model
 @torch.no_grad()
 def compute(self: Trunk, ids, mask, positions, keys): # of new rows
     "Run the trunk alone, without dropout, and keep what it gives: in bfloat16 under autocast, else in its own type."
-    hook, self.skipped.hidden, training = self.hook, None, self.owner.training
-    hook.remove()
+    training, self.skipped.hidden = self.owner.training, None
+    self.__exit__()
     self.run_only(range(self.depth))
     self.owner.eval()(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     self.__enter__()
