@@ -30,7 +30,7 @@ def chosen(sets): # names with commas between; "" = all
 
 # %% ../../nbs/cli/answers.ipynb #de8fe963
 def _build(group):
-    @group.command("build", epilog="Examples: slmkit answers build · slmkit answers build smollm2-135m --sets sst2,trec")
+    @group.command("build", epilog="Examples: slmkit answers build · slmkit answers build --sets sst2,trec")
     def _(model: str = typer.Argument("smollm2-135m", help="Name of a real model."),
           sets: str = typer.Option("", help="Names with commas between; all where none is named.")):
         "Ask a model all questions of the sets, on one core, and write the store. Taken up where it was stopped."

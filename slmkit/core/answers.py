@@ -49,7 +49,7 @@ def question_ids(
         raise KitError("scores: give one list of endings, or as many equally long lists as there are prompts")
     asked, said = text_ids(tokenizer, prompts), [text_ids(tokenizer, e, start=False) for e in each]
     if not all(asked) or not all(map(all, said)) or not said[0]:
-        raise KitError("scores: a prompt or an ending has no tokens: nothing stands before or after the place asked for")
+        raise KitError("scores: a prompt or an ending has no tokens: nothing stands before or after the place")
     return asked, said
 
 # %% ../../nbs/core/40_answers.ipynb #6968ac9e
@@ -219,7 +219,7 @@ def own_answers():
         with connection: yield connection
         connection.close()
     except (OSError, sqlite3.Error) as e:
-        raise KitError(f"answers: {path} can't be used ({e}): delete it, or name another, SLMKIT_ANSWERS=FILE") from None
+        raise KitError(f"answers: {path} can't be used ({e}): delete it, or name another in SLMKIT_ANSWERS") from None
 
 # %% ../../nbs/core/40_answers.ipynb #5b58a3a4
 def look_up(

@@ -61,7 +61,8 @@ def entry_for(
     folder=None, # of the ledger; None = the shipped one
 ):
     "The entry of the same place on the same class of machine, or None."
-    where = lambda e: [short(e.get(k)) or "" for k in ("technique", "profile", "model", "data")] + [bool(e.get("external"))]
+    fields = "technique", "profile", "model", "data"
+    where = lambda e: [short(e.get(k)) or "" for k in fields] + [bool(e.get("external"))]
     alike = [e for e in entries(folder=folder) if where(e) == where(place)]
     return next((e for e in alike if same_class(e["hardware"], place["hardware"])), None)
 
