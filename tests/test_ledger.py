@@ -148,10 +148,11 @@ def queue(shipped, monkeypatch):
         made["claims"]["helps"]["spec"] = SPEC | shape.get("spec", {})
         return made | dict(status="error" if r["seed"] == shape.get("fails") else "ok")
     monkeypatch.setattr(confirming, "here", hardware)
-    monkeypatch.setattr(confirming, "chosen", lambda names: {n: "x.ipynb" for n in names})
+    monkeypatch.setattr(confirming, "chosen", lambda names: [(n, "x.ipynb") for n in names])
+    monkeypatch.setattr(confirming, "find", lambda name: (name, "x.ipynb"))
     monkeypatch.setattr(confirming, "declared_in", lambda path: [{}])
     monkeypatch.setattr(confirming, "plan", lambda wanted, profile, seeds, model="", **places:
-                        [planned_run(n, model or "lm-1m", s) for n in wanted for s in seeds])
+                        [planned_run(n, model or "lm-1m", s) for n, _ in wanted for s in seeds])
     monkeypatch.setattr(confirming, "execute", lambda runs, folder, **how: [run(r) for r in runs])
     return shape, ran
 

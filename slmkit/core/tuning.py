@@ -18,7 +18,7 @@ from .settings import KitError, current, nearest, package_folder
 def tuning_file():
     "TECHNIQUE.MODEL.DATA.json of this notebook and its settings; the code hash of a run counts this file in."
     folder = Path(os.environ.get("SLMKIT_TUNING") or package_folder()/"tuning")
-    technique = re.sub(r"_repro(_\w+)?$", "", Path(technique_name() or "no-name").name)
+    technique = Path(technique_name() or "no-name").name
     parts = technique, current.cfg.model, current.cfg.data
     return folder/(".".join(Path(p).name for p in parts if p) + ".json")
 

@@ -17,7 +17,8 @@ from ..core.judge import check_hashes, prediction
 from ..core.settings import KitError, same_class
 from ..files import whole
 from ..run.batch import execute, here
-from ..run.plan import chosen, plan
+from ..run.notebooks import find
+from ..run.plan import plan
 from .entry import ONE, dump, file_of, fold_run, ours, records_of, setting, short, today
 
 # %% ../../nbs/verdicts/attest.ipynb #11088be7
@@ -114,7 +115,7 @@ def attest(
 # %% ../../nbs/verdicts/attest.ipynb #bd33f29f
 def planned(entry, seed): # of the ledger, one of its seeds
     "The run of one seed with today's code, as the runner plans it. KitError where something is not at hand."
-    wanted = chosen([entry["technique"]])
+    wanted = [find(entry["technique"])]
     [run] = plan(wanted, entry["profile"], [seed])
     places = {k: entry[k] for k in ("model", "data") if short(run[k]) != entry[k]}
     return plan(wanted, entry["profile"], [seed], **places)[0] if places else run
@@ -204,9 +205,9 @@ def by_fingerprint(
 def smoke_run(entry): # of the ledger
     "The entry's first seed at smoke, as the runner plans it."
     first = planned(entry, entry["runs"][0]["seed"])
-    [usual] = plan(chosen([entry["technique"]]), entry["profile"], [first["seed"]])
+    [usual] = plan([find(entry["technique"])], entry["profile"], [first["seed"]])
     places = {k: entry[k] for k in ("model", "data") if short(usual[k]) != entry[k]}
-    return plan(chosen([entry["technique"]]), "smoke", [first["seed"]], **places)[0]
+    return plan([find(entry["technique"])], "smoke", [first["seed"]], **places)[0]
 
 def whole_seed(entry): # of the ledger
     "Whether the next attestation takes a whole seed: of a real model, every tenth time, or without a fingerprint."

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.judge import CONFIRM, attempt_of, extends, power
 from ..core.settings import KitError
 from ..run.batch import execute, here
-from ..run.notebooks import declared_in, techniques
+from ..run.notebooks import declared_in, find, techniques
 from ..run.plan import chosen, plan
 from .entry import entry_for, ours, short, verdict_of
 from .ledger import publish
@@ -43,7 +43,7 @@ def command(self: Job):
 def runs(self: Job, seeds):
     "The runs of these seeds as the runner plans them. KitError for a name that no technique has."
     places = dict(model=self.model, data=self.data, columns=self.columns)
-    return plan(chosen([self.technique]), self.profile, seeds, **places)
+    return plan([find(self.technique)], self.profile, seeds, **places)
 
 def seeds_for(
     claims,  # of the notebook, as `declared_in` gives them
@@ -66,8 +66,7 @@ def left_open(entry): # of the ledger
 # %% ../../nbs/verdicts/confirm.ipynb #6750d76a
 def pending(job, folder=None): # Job; of the ledger
     "The runs that a job's verdict still lacks, as the runner plans them; [] where it stands."
-    [path] = chosen([job.technique]).values()
-    runs = job.runs(seeds_for(declared_in(path), job.profile))
+    runs = job.runs(seeds_for(declared_in(find(job.technique)[1]), job.profile))
     entry = entry_of(runs[0], folder)
     if not entry or entry["hashes"] != runs[0]["hashes"]: return runs
     return job.runs(CONFIRM[10:]) if left_open(entry) else []
@@ -176,7 +175,7 @@ def confirm(
     **how,   # of `Queue`
 ):
     "Confirm these techniques until each verdict stands; gives the Queue with its lines and records."
-    queue = Queue([Job(n, profile, model, data, columns) for n in names], folder, **how)
+    queue = Queue([Job(n, profile, model, data, columns) for n, _ in chosen(names)], folder, **how)
     for job in queue.jobs: pending(job)  # a wrong name or model is told before anything runs
     seen = set()
     while queue.jobs:
