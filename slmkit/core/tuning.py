@@ -8,7 +8,7 @@ Docs: https://slmkit.github.io/slmkit/core/tuning.html.md"""
 __all__ = ['tuning_file', 'tuning', 'try_rates', 'complaints', 'tune', 'best_rate']
 
 # %% ../../nbs/core/32_tuning.ipynb #f384453e
-import json, os, re
+import json, os
 from pathlib import Path
 from .. import files
 from .claims import technique_name
