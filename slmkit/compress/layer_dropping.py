@@ -1,4 +1,4 @@
-"""Block influence names the layers that a language model misses least; without training afterwards SmolLM2 misses even one of its thirty.
+"""Leaving out whole layers makes a language model smaller and faster; without training afterwards, SmolLM2 misses even the least of its thirty.
 
 Docs: https://slmkit.github.io/slmkit/compress/layer_dropping.html.md"""
 
