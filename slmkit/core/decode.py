@@ -79,7 +79,7 @@ def packed_linear(rows, part):
 
 # %% ../../nbs/core/17_decode.ipynb #a22d0c04
 def separate_linear(rows, parts, room):
-    "Wide linear layers of a shared input, outputs side by side; packed for several rows and `room` for 16 tokens or more."
+    "Wide linear layers of a shared input, outputs side by side; packed for several rows and 16 tokens or more."
     first = parts[0].weight
     pack = rows > 3 and room > 15 and first.dtype == torch.float32 and first.device.type == "cpu" and has_packing()
     runs = [packed_linear(rows, p) if pack else partial(F.linear, weight=p.weight, bias=p.bias) for p in parts]
