@@ -14,8 +14,7 @@ from ..core.settings import KitError, nearest
 # %% ../../nbs/cli/answers.ipynb #0278e23e
 def verbs(app): # typer.Typer
     "Add the group `answers` to the command line."
-    group = typer.Typer(no_args_is_help=True,
-        help="Stored answers of a real model: build, ask again, sum up in a card.")
+    group = typer.Typer(no_args_is_help=True, help="Stored answers of a real model: build, check, sum up.")
     app.add_typer(group, name="answers")
     for add in (_build, _check, _card): add(group)
 
@@ -30,7 +29,7 @@ def chosen(sets): # names with commas between; "" = all
 
 # %% ../../nbs/cli/answers.ipynb #de8fe963
 def _build(group):
-    @group.command("build", epilog="Examples: slmkit answers build · slmkit answers build --sets sst2,trec")
+    @group.command("build", epilog="Example: slmkit answers build smollm2-135m --sets sst2,trec")
     def _(model: str = typer.Argument("smollm2-135m", help="Name of a real model."),
           sets: str = typer.Option("", help="Names with commas between; all where none is named.")):
         "Ask a model all questions of the sets, on one core, and write the store. Taken up where it was stopped."

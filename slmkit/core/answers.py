@@ -49,7 +49,7 @@ def question_ids(
         raise KitError("scores: give one list of endings, or as many equally long lists as there are prompts")
     asked, said = text_ids(tokenizer, prompts), [text_ids(tokenizer, e, start=False) for e in each]
     if not all(asked) or not all(map(all, said)) or not said[0]:
-        raise KitError("scores: a prompt or an ending has no tokens: nothing stands before or after the place")
+        raise KitError("scores: a prompt or an ending has no tokens: give texts that are not empty")
     return asked, said
 
 # %% ../../nbs/core/40_answers.ipynb #6968ac9e
@@ -219,7 +219,7 @@ def own_answers():
         with connection: yield connection
         connection.close()
     except (OSError, sqlite3.Error) as e:
-        raise KitError(f"answers: {path} can't be used ({e}): delete it, or name another in SLMKIT_ANSWERS") from None
+        raise KitError(f"answers: {path} can't be used ({e}): delete it, or set SLMKIT_ANSWERS=FILE") from None
 
 # %% ../../nbs/core/40_answers.ipynb #5b58a3a4
 def look_up(
@@ -231,8 +231,8 @@ def look_up(
     found, ours = {}, shipped(name)
     with own_answers() as db:
         for key in {*keys} - {*ours}:
-            for answer, in db.execute("select answer from answers where key = ?",
-                [key]): found[key] = json.loads(answer)
+            row = db.execute("select answer from answers where key = ?", [key]).fetchone()
+            if row: found[key] = json.loads(row[0])
     places = {key: i for i, key in enumerate(keys) if key not in found and key not in ours}
     if places and name in real_models() and not is_fetched(name):
         raise KitError(f"{len(places)} of {len(keys)} answers of {name} are not stored, and the model is not on this "

@@ -282,7 +282,7 @@ def measure_card(model): # name of a real model
 
 # %% ../../nbs/recipes/answers.ipynb #03ca61ce
 def card_of(name): # of a real model
-    "The card of a real model: what was measured, with standard errors, and what was published. KitError for none."
+    "The card of a real model: what it is, what was measured with standard errors, what others published."
     if name not in real_models(): raise KitError(f"no real model {name!r}{nearest(name, real_models())}")
     made = {k: v for k, v in real_models()[name].items() if k != "files"}
     file = card_file(name)

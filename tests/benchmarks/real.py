@@ -38,7 +38,7 @@ def decoding(model, rows, length, new, repeats):
 
 @torch.no_grad()
 def whole_prompts(model, asked, labels, batch_size=16):
-    "What one writes with transformers: prompts sorted by length, padded on the left; float32[prompts, labels]."
+    "What one writes with transformers: prompts sorted by length, padded on the left, read whole."
     order, out = sorted(range(len(asked)), key=lambda i: len(asked[i])), torch.zeros(len(asked), len(labels))
     for at in range(0, len(order), batch_size):
         part = order[at:at + batch_size]
