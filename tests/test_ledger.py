@@ -314,7 +314,7 @@ def test_reasons_are_copied_from_the_notebook_and_missing_ones_are_named(shipped
     from slmkit.verdicts import ledger
     e = load(publish(ten(gain=-.05), "confirm"))
     assert e["claims"]["helps"]["verdict"]["outcome"] == "opposite" and "needs because('helps'" in unexplained()[0]
-    monkeypatch.setattr(ledger, "reasons", lambda technique: dict(helps=["scale", "Too small."]))
+    monkeypatch.setattr(ledger, "reasons", lambda technique, root=None: dict(helps=["scale", "Too small."]))
     assert len(copy_reasons()) == 1 and copy_reasons() == [] and unexplained() == [] and check_ledger() == []
     [e] = entries()
     assert e["claims"]["helps"]["verdict"]["because"] == ["scale", "Too small."]

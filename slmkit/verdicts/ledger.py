@@ -117,9 +117,9 @@ def check_defaults(
                            "the ledger holds default parameters only")
 
 # %% ../../nbs/verdicts/ledger.ipynb #67a9e924
-def reasons(technique): # family/name
+def reasons(technique, root=None): # family/name; the project, None = found from here
     "Claim -> [reason, sentence] of the technique's notebook; {} where it isn't here."
-    path = techniques().get(technique)
+    path = techniques(root).get(technique)
     return reasons_in([source for source, _ in sources(read(path))]) if path else {}
 
 def with_reasons(claims, said): # of an entry; of `reasons`
@@ -128,11 +128,11 @@ def with_reasons(claims, said): # of an entry; of `reasons`
     return {n: c | {"verdict": c["verdict"] | {"because": why(n, c["verdict"])}} for n, c in claims.items()}
 
 # %% ../../nbs/verdicts/ledger.ipynb #a5d26897
-def copy_reasons(folder=None): # of the ledger
+def copy_reasons(folder=None, root=None): # of the ledger; the project
     "Copy what the notebooks say of claims that don't hold into our entries; gives the paths of those that changed."
     out = []
     for e in ours(folder):
-        claims = with_reasons(e["claims"], reasons(e["technique"]))
+        claims = with_reasons(e["claims"], reasons(e["technique"], root))
         if claims != e["claims"]: out.append(whole(file_of(e, folder), dump(e | dict(claims=claims))))
     return out
 
