@@ -99,6 +99,11 @@ def test_a_comma_at_the_end_of_each_line_shifts_nothing(write):
 def test_a_line_longer_than_the_header_is_refused(write):
     refused(write("m.csv", "input,label\nq,a\nwho, me,b\n"), "line 3", "3 cells under 2 columns", "quote")
 
+def test_blank_lines_and_lines_of_commas_are_no_rows_but_count(write):
+    path = write("m.csv", "\n\ninput,label,split\n\nq,a,train\n,,\n")
+    assert inputs(path) == ["q"]
+    refused(write("n.csv", "\n\ninput,label\n\nq,\n"), "line 5", "column 'label'")
+
 def test_a_quoted_cell_with_a_line_feed_is_one_line_and_counts_as_two(write):
     text = 'input,label,split\n"one,\ntwo",a,train\nr,b,train\n'
     assert inputs(write("m.csv", text)) == ["one,\ntwo", "r"]
@@ -145,7 +150,7 @@ def test_half_a_surrogate_pair_is_refused(write):
     assert inputs(whole) == ["😀"]
 
 @pytest.mark.parametrize("bad, words", [('{"input": "q"', ["line 2", "character"]), ("text", ["line 2"]),
-    ("[1, 2]", ["line 2", "JSON object"]), ('"text"', ["line 2", "JSON object"])])
+    ("["*5000, ["can't be read"]), ("[1, 2]", ["line 2", "JSON object"]), ('"text"', ["line 2", "JSON object"])])
 def test_a_line_that_is_no_row_is_refused(write, bad, words):
     refused(write("m.jsonl", [dict(input="q", label="a"), bad]), *words)
 
@@ -165,6 +170,12 @@ def test_parquet(write, tmp_path):
     refused(path, "row 2", "column 'n' is missing", columns="input=label,label=n")
     refused(path, "row 1", "column 'l' holds", columns="input=label,label=l")
     refused(write("cut.parquet", b"PAR1 cut"), "can't be read")
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])]*3, names=["input", "label", "label"]), tmp_path/"m.parquet")
+    refused(str(tmp_path/"m.parquet"), "label")
 
 @pytest.mark.parametrize("name", ["M.JSONL", "M.Csv", "M.TSV", "m.NDJSON", "M.JSON", "M.CSV.GZ", "m.jsonl.gz"])
 def test_suffixes_in_capitals_and_gzip(write, name):

@@ -147,3 +147,11 @@ def test_a_file_that_is_not_the_manifests_is_refused(made_up, tmp_path):
 
 def test_a_set_without_one_input_and_label_says_how_it_is_read(made_up):
     with pytest.raises(KitError, match=r"read_rows\(set_file\('wnut17', '"): load("wnut17")
+
+@pytest.mark.parametrize("name, words", [("trec", "slmkit data fetch trec"), ("bbh", "put the file there, from git")])
+def test_a_missing_file_says_what_helps(tmp_path, monkeypatch, name, words):
+    for folder in (None, tmp_path):
+        if folder: monkeypatch.setenv("SLMKIT_DATA", str(folder))
+        else: monkeypatch.delenv("SLMKIT_DATA", raising=False)
+        with pytest.raises(KitError, match=words) as e: load(name, "test")
+        assert f"{name}/test.jsonl.gz" in str(e.value) and "\n" not in str(e.value)

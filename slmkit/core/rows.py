@@ -56,13 +56,13 @@ def json_rows(text): # a JSON list, or one object a line
             raise ValueError(f"line {i}: {e.msg} at character {e.colno}: {A_ROW}") from None
         except ValueError as e: raise ValueError(f"line {i}: {e}") from None
 
-# %% ../../nbs/core/02_rows.ipynb #4b1b1edb
+# %% ../../nbs/core/02_rows.ipynb #304380de
 def csv_rows(text, separator=""): # '' = the header tells
     "Yield (place, row) of each row; a missing cell is None. Raises ValueError that begins with the place."
     head = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])  # a quoted name may hold a separator
     separator = separator or max(",;\t", key=head.count)
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=separator, strict=True,
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True,
                         skipinitialspace=f"{separator} " in head)
     names, begins = [], 1
     try:
@@ -100,15 +100,16 @@ def suffix_of(path): # or any name
     name = str(path).lower().removesuffix(".gz")
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
-# %% ../../nbs/core/02_rows.ipynb #7a82c88c
+# %% ../../nbs/core/02_rows.ipynb #1128f1bc
 def parquet_rows(path):
     "Yield (place, row) of each row; a missing cell is None."
     import pandas as pd
     table = pd.read_parquet(path, dtype_backend="pyarrow")  # which keeps whole numbers whole beside a missing one
+    column_names(table.columns)
     table = table.astype(object).where(table.notna(), None)
     return ((f"row {i}", r) for i, r in enumerate(table.to_dict("records"), 1))
 
-# %% ../../nbs/core/02_rows.ipynb #fc42a121
+# %% ../../nbs/core/02_rows.ipynb #78a5eb02
 def placed_rows(path): # one of SUFFIXES, also gzip'd
     "[(place, row)] of a file, the row as a dict. Raises KitError with file and line for what can't be read."
     suffix = suffix_of(path)
@@ -118,7 +119,7 @@ def placed_rows(path): # one of SUFFIXES, also gzip'd
         if suffix == ".parquet": rows = list(parquet_rows(path))
         elif suffix in (".csv", ".tsv"): rows = list(csv_rows(text_of(path), "\t" if suffix == ".tsv" else ""))
         else: rows = list(json_rows(text_of(path)))
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         raise KitError(f"{path}: can't be read: {str(e).splitlines()[0]}") from None
     if not rows: raise KitError(f"{path}: no rows in it")
     for place, r in rows:

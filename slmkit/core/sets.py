@@ -26,7 +26,7 @@ def data_folder():
     "The folder of real data, from the environment variable SLMKIT_DATA; None where it is not set."
     return Path(os.environ["SLMKIT_DATA"]) if os.environ.get("SLMKIT_DATA") else None
 
-# %% ../../nbs/core/03_sets.ipynb #26015a7e
+# %% ../../nbs/core/03_sets.ipynb #d7eec92b
 def set_file(
     name,  # of the manifest
     split, # train | test, or another part that the set has
@@ -35,7 +35,8 @@ def set_file(
     m, root = manifest()[name], data_folder()
     if split not in m["files"]: raise KitError(f"data {name!r} has no split {split!r}{nearest(split, m['files'])}")
     wanted = f"{m['folder']}/{m['files'][split]['file']}"
-    help_ = f"fetch it with `slmkit data fetch {name}`, or stay offline with --data word_problems"
+    get = f"fetch it with `slmkit data fetch {name}`" if m["converter"] else f"put the file there, from {m['origin']}"
+    help_ = f"{get}, or stay offline with --data word_problems"
     if root is None:
         raise KitError(f"data {name!r}: SLMKIT_DATA is not set: point it at the folder that holds {wanted}; {help_}")
     if not (root/wanted).is_file(): raise KitError(f"data {name!r}: no file {root/wanted}: {help_}")
@@ -105,7 +106,7 @@ def prepared_rows(
     if "windows" in m: return [w for r in rows for w in windows(r)]
     return [PREPARE[m["prepare"]](r) for r in rows] if "prepare" in m else rows
 
-# %% ../../nbs/core/03_sets.ipynb #76ccca0b
+# %% ../../nbs/core/03_sets.ipynb #1659b1db
 def known_set(
     name,  # of the manifest
     split, # train | test, or another part that the set has
@@ -117,8 +118,8 @@ def known_set(
     divided = "divided" in m and split not in m["files"]
     if divided and split not in ("train", "test"):
         raise KitError(f"data {name!r} has no split {split!r}: there is train, test")
-    tell(name)
     rows = prepared_rows(name, "all" if divided else split)
+    tell(name)
     made = rename_columns(rows, m["columns"], f"{name}-{split}")
     for r, row in zip(made, rows):
         if "labels" in m: r["label"] = m["labels"].get(r["label"], r["label"])
