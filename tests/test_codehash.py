@@ -142,9 +142,9 @@ def test_the_tuning_file_of_this_model_and_data_counts(tmp_path, monkeypatch):
     nb = write_notebook(tmp_path/"idea_repro_long.ipynb", "1")
     of = lambda: hashes_and_parts(nb, dict(model="m", data="d"), Library(tmp_path, "lib"))[0]
     first = of()
-    (tmp_path/"tuning/idea.m.e.json").write_text("{}")
+    (tmp_path/"tuning/idea-long.m.e.json").write_text("{}")
     assert of() == first
-    (tmp_path/"tuning/idea.m.d.json").write_text("{}")
+    (tmp_path/"tuning/idea-long.m.d.json").write_text("{}")
     assert of()["code"] != first["code"] and of()["model"] == first["model"]
 
 # ---- the project's own notebooks

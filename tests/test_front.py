@@ -1,5 +1,5 @@
 "The front page is what its sources give: README from the index, picture and figures from the ledger."
-import json, re
+import json, re, tempfile
 import xml.etree.ElementTree as ET
 import pytest
 from conftest import ROOT
@@ -7,19 +7,34 @@ from slmkit.cli import main as cli
 from slmkit.core.figures import png
 from slmkit.project.sync import readme
 from slmkit.verdicts import figure
+from slmkit.core.claims import read_entry
+from slmkit.verdicts.entry import dump
+from slmkit.verdicts.ledger import publish
 
 TEXT = (ROOT/"README.md").read_text(encoding="utf-8")
 VALUES, CONTROLS = [.02 + .01*i for i in range(10)], [-.02 + .001*i for i in range(10)]
+SPEC = dict(work="distilling-step-by-step", says="A & B beat <C>.", metric="accuracy gained", kind="effect", least=.02,
+            paper=None, stands="paper", was=None, margin=None, tolerance=None, nominal=None, draws=False,
+            mean_over_rows=True, scale=None, value="lambda a: a['ours']", control="lambda a: a['shuffled']")
+SHARED = dict(technique="distill/step_by_step", profile="cpu", model="t5-1m", data="word_problems", hardware="cpu-avx2",
+              hashes=dict(code="c", model="m", data="d"), status="ok", parameters={}, versions={}, stacked=False)
 
 
-def entry(**verdict):
-    spec = dict(says="A & B beat <C>.", metric="accuracy gained", kind="effect", least=.02)
-    v = dict(outcome="holds here", mean=.03, low=.01, high=.05, n=10, control=-.01, settles="yes") | verdict
-    runs = [dict(seed=100 + i, claims=dict(gain=dict(value=x, control=c)))
-            for i, (x, c) in enumerate(zip(VALUES, CONTROLS))]
-    return dict(technique="distill/step_by_step", profile="cpu", model="t5-1m", data="word_problems",
-                hardware="cpu-avx2", date="2026-01-02", claims=dict(gain=dict(spec=spec, verdict=v)), runs=runs,
-                external=None)
+def records(first, spec=SPEC, **more):
+    "Ten records of confirm seeds, with a claim `gain` and more claims: name -> (values, controls)."
+    claims = dict(gain=(VALUES, CONTROLS)) | more
+    one = lambda x, c: dict(value=x, control=c, arms=dict(ours=x, shuffled=c), rows="ab", n_rows=500, spec=spec)
+    return [SHARED | dict(seed=first + i, claims={n: one(x[i], c[i]) for n, (x, c) in claims.items()})
+            for i in range(10)]
+
+
+def entry(*batches, **verdict):
+    "A published entry, with some fields of the claim's verdict changed."
+    with tempfile.TemporaryDirectory() as folder:
+        for b in batches or [records(100)]: path = publish(b, "slmkit confirm", folder)
+        e = read_entry(path) | dict(date="2026-01-02")
+    e["claims"]["gain"]["verdict"] |= verdict
+    return e
 
 
 def project(folder, *entries):
@@ -27,7 +42,7 @@ def project(folder, *entries):
     for i, e in enumerate(entries):
         path = folder/f"slmkit/ledger/distill/step_by_step.{i}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(e), encoding="utf-8")
+        path.write_text(dump(e), encoding="utf-8")
     return folder
 
 
@@ -93,8 +108,15 @@ def test_figures_of_the_picture_are_the_entry_s():
     fig = figure.figure_of(entry(), "gain")
     assert drawn(fig) == dict(claimed=VALUES, control=CONTROLS)
     said = [fig.get_suptitle(), fig.axes[0].get_title(loc="left"), *(t.get_text() for t in fig.axes[0].texts)]
-    assert said[0] == "A & B beat <C>." and "0.03 [0.01, 0.05] · 10 confirm seeds" in said[1]
-    assert said[1].startswith("holds here") and "least that counts: 0.02" in said[2]
+    assert said[0] == "A & B beat <C>." and "0.065 [0.0404, 0.0896] · 10 seeds" in said[1]
+    assert said[1].startswith("holds, in Toyland") and "least that counts: 0.02" in said[2]
+
+
+def test_the_margin_of_as_good_as_is_drawn():
+    close = SPEC | dict(kind="as-good-as", least=None, margin=.05)
+    fig = figure.figure_of(entry(records(100, close)), "gain")
+    upright = [line.get_xdata()[0] for line in fig.axes[0].lines if list(line.get_ydata()) in ([0, 1], [0, .5])]
+    assert upright == [0, -.05, .1] and "above -0.05, control above 0.1" in fig.axes[0].texts[0].get_text()
 
 
 def test_a_picture_reads_without_its_fonts_and_to_those_who_do_not_see_it():
@@ -114,21 +136,25 @@ def test_two_figures_of_a_page_share_no_id():
 
 
 def test_the_verdict_s_own_seeds_are_drawn_where_more_were_run():
-    more = entry()
-    more["runs"] += [dict(seed=110 + i, claims=dict(gain=dict(value=.5, control=.5))) for i in range(10)]
+    unsure = [-.1, .14]*5
+    more = entry(records(100, unsure=(unsure, CONTROLS)), records(110, unsure=(unsure, CONTROLS)))
+    assert len(more["runs"]) == 20 and more["claims"]["unsure"]["verdict"]["n"] == 20
     assert drawn(figure.figure_of(more, "gain")) == dict(claimed=VALUES, control=CONTROLS)
 
 
 @pytest.mark.parametrize("verdict, words", [
-    (dict(outcome="not reproduced here", mean=-.05, low=-.07, high=-.03),
-     "not reproduced here: accuracy gained -0.05"),
-    (dict(stale=True), "(stale)"),
-    (dict(outcome="mechanics only", mean=None, low=None, high=None), "mechanics only, control -0.01; 10 ")])
+    (dict(outcome="opposite", mean=-.05, low=-.07, high=-.03, share=.2, because=["scale", "Too few words."]),
+     "opposite, in Toyland: accuracy gained -0.05, interval -0.07 to -0.03, control -0.0155 (20% of the value)"),
+    (dict(outcome="opposite", because=["scale", "Too few words."]), "2026-01-02. Why (scale): Too few words."),
+    (dict(stale=True), "(stale), in Toyland"),
+    (dict(draws=True), "holds (one model, ten draws)"),
+    (dict(n=5), "holds (5 seeds)"),
+    (dict(outcome="open", mean=None, low=None, high=None, share=None), "open, in Toyland, control -0.0155; 10 ")])
 def test_other_outcomes_are_said_as_plainly(verdict, words):
     e = entry(**verdict)
     assert words in figure.sentence(e, "gain")
-    assert verdict.get("outcome", "(stale)") in figure.note_of(e, "gain")
-    assert verdict.get("outcome", "(stale)") in figure.claim_svg(e, "gain")
+    assert verdict.get("outcome", "") in figure.note_of(e, "gain")
+    assert words.partition(":")[0].partition(",")[0] in figure.claim_svg(e, "gain")
 
 
 def test_own_and_cpu_go_before_others(tmp_path):
@@ -136,6 +162,13 @@ def test_own_and_cpu_go_before_others(tmp_path):
     found, name = figure.result_of(project(tmp_path, external, later, entry()))
     assert found["profile"] == "cpu" and not found["external"] and name == "gain"
     assert figure.result_of(tmp_path/"none") is None
+
+
+def test_the_readme_counts_claims_of_papers_from_the_ledger(tmp_path):
+    code = entry(); code["claims"]["gain"]["spec"]["stands"] = "construction"
+    said = figure.filled(figure.COUNTS, project(tmp_path, entry(), entry(outcome="open"), code))
+    assert said == "- claims of papers, in Toyland: 1 holds, 1 open\n- check of code, counted apart: 1 holds"
+    assert re.search("^- claims of papers, ", TEXT, re.M) and figure.COUNTS not in TEXT and figure.MARK not in TEXT
 
 
 def test_without_a_verdict_the_picture_and_the_caption_say_so(tmp_path):

@@ -11,7 +11,9 @@ from slmkit.core.judge import (EFFECT, LEVELS, OUTCOMES, SHOWS, UNTOLD, Verdict,
                                tally, verdict)
 from slmkit.core.record import by_row, opened, pack, unpack
 from slmkit.core.settings import KitError, current
-from slmkit.verdicts.migrate import compared, migrated, notes_of
+from slmkit.run.notebooks import declared_in, techniques
+from slmkit.verdicts.entry import ours
+from slmkit.verdicts.ledger import unexplained
 
 EXPERIMENTS = 2000
 WORDS = [w for w in EFFECT if w not in ("open", UNTOLD)]
@@ -203,15 +205,14 @@ def test_five_seeds_of_a_real_model_are_said_and_counted_apart():
 
 def test_what_only_asks_is_drawn_and_never_extended():
     asks = REAL | dict(draws=True)
+    assert label(verdict(asks, runs(TEN, n_rows=39))) == "open (draws of 39 rows, 40 needed, one model, ten draws)"
     v = verdict(asks, runs(TEN, n_rows=40), model="lm-1m")
     assert label(v) == "holds (one model, ten draws)"
     assert label(verdict(asks, runs(TEN[:7]), model="lm-1m")) == "holds (one model, 7 draws)"
     assert not extends(verdict(asks | dict(least=.04), runs(TEN)))
-    for bad, said in [(runs(TEN, n_rows=39), "39 rows: a verdict needs at least 40"), (runs(TEN[:4]), "5 to 10 draws"),
-                      (runs(TEN + TEN), "5 to 10 draws")]:
-        with pytest.raises(KitError, match=said): verdict(asks, bad)
-    with pytest.raises(KitError, match="at least 200"):
-        verdict(asks | dict(mean_over_rows=False), runs(TEN, n_rows=199))
+    for bad in (runs(TEN[:4]), runs(TEN + TEN)):
+        with pytest.raises(KitError, match="5 to 10 draws"): verdict(asks, bad)
+    assert verdict(asks | dict(mean_over_rows=False), runs(TEN, n_rows=199)).note == "draws of 199 rows, 200 needed"
 
 
 def test_only_what_ten_trainings_at_cpu_leave_open_is_extended():
@@ -260,35 +261,13 @@ def test_what_shared_rows_make_wider_may_become_open():
     assert plain.outcome == "holds" and wide.outcome == "open" and wide.high - wide.low > 3*(plain.high - plain.low)
 
 
-# the first edition, as long as the ledger holds it
-
-FIRST = dict(kind="effect", least=.02, control="c", settles=dict(cpu="partly", gpu="yes", paper="yes"))
-
+# records
 
 def records(values=TEN, first=100, spec=REAL, control=0., **change):
     one = lambda v: dict(value=v, control=control, spec=spec, n_rows=1000)
     base = dict(technique="distill/idea", profile="cpu", model="lm-1m", hashes=dict(code="c", model="m", data="d"),
                 status="ok")
     return [base | dict(seed=first + i, claims=dict(helps=one(v))) | change for i, v in enumerate(values)]
-
-
-@pytest.mark.parametrize("said, change, values, control, profile", [
-    ("mechanics only", {}, TEN, 0, "smoke"),
-    ("mechanics only", dict(settles={}), TEN, 0, "cpu"),
-    ("inconclusive", dict(least=.04), TEN, 0, "cpu"),
-    ("not reproduced here", dict(least=.06), TEN, 0, "cpu"),
-    ("not reproduced here", {}, [v - .05 for v in TEN], 0, "cpu"),
-    ("confounded", {}, TEN, .0175, "cpu"),
-    ("holds here, at small scale", {}, TEN, .0174, "cpu"),
-    ("reproduced", dict(paper=dict(value=.035, comparable=["paper"]), band=.02), TEN, 0, "paper"),
-    ("holds here", dict(paper=dict(value=.035, comparable=["paper"]), band=.02), TEN, 0, "gpu"),
-    ("holds here, at small scale", dict(kind="equality", tolerance=1.), TEN, 0, "cpu"),
-    ("not reproduced here", dict(kind="cost", least=3), [1.9, 2.1]*5, 0, "cpu"),
-    ("inconclusive", dict(kind="coverage", nominal=.9, tolerance=.03), [.80, .99]*5, 0, "cpu"),
-])
-def test_first_edition_records_keep_their_words(said, change, values, control, profile):
-    v = verdict("helps", records(values, spec=FIRST | change, control=control, profile=profile))
-    assert label(v) == said and v.scale is None
 
 
 # bad input: one clear line that names notebook and claim, and no verdict
@@ -367,9 +346,7 @@ def two(technique="distill/made_up"):
 
 def test_what_a_claim_stands_for():
     assert claim("c", **GOOD).spec["stands"] == "variant" and claim("c", work="w", **GOOD).spec["stands"] == "paper"
-    assert {"unit", "settles", "band"}.isdisjoint(claim("c", **GOOD).spec)
-    old = claim("c", unit="items", settles=dict(cpu="yes"), band=None, **GOOD).spec
-    assert (old["unit"], old["settles"], old["band"]) == ("items", dict(cpu="yes"), None)
+    with pytest.raises(TypeError, match="settles"): claim("c", settles=dict(cpu="yes"), **GOOD)
 
 
 @pytest.mark.parametrize("change, said", [
@@ -392,7 +369,8 @@ def test_one_line_holds_the_arms_once(at_cpu):
     assert set(line["claims"]) == {"one", "two"} and line["arms"] == arms and line["curves"] == dict(loss=[2., 1.])
     assert line["claims"]["one"]["uses"] == ["x", "y", "z"] and unpack(line["masks"]["x"], 4).tolist() == right["x"]
     both = opened(line)
-    assert [o["claim"] for o in both] == ["one", "two"] and both[0]["value"] == .25 and "seconds" not in both[0]["arms"]
+    assert [o["claim"] for o in both] == ["one", "two"] and both[0]["value"] == .25
+    assert both[0]["reads"] == ["x", "y", "z"] and both[0]["arms"] == arms
     assert opened(both[0]) == [both[0]]
 
 
@@ -452,30 +430,22 @@ def test_a_figure_may_have_been_read_in_the_paper():
     assert core.figure_text(figure(.04, "T5, table 2", "text")) == "0.04 (T5, table 2; from the paper's text)"
 
 
-# the ledger's way into this edition
+# what ships
 
-def test_every_claim_of_the_ledger_has_a_note_and_no_note_is_left_over(monkeypatch):
+def test_the_ledger_declares_what_the_notebooks_declare_and_says_why(monkeypatch):
     monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
-    lines, notes = compared(), notes_of()
-    assert len(lines) == 112 == len(notes) and all(core.STANDS.count(n["stands"]) == 1 for n in notes.values())
-    assert all(n.get("reason", "scale") in core.REASONS and n["sentence"].endswith(".") for n in notes.values())
-    assert all(l["because"] for l in lines if l["outcome"] != "holds")
-    assert {l["outcome"] for l in lines} <= set(OUTCOMES[2:9])
+    for e in ours():
+        said = {c["name"]: c for c in declared_in(techniques()[e["technique"]])}
+        assert set(e["claims"]) <= set(said), e["technique"]
+        for n, c in e["claims"].items():
+            fields = [k for k in ("says", "work", "kind", "least", "margin", "stands", "draws") if k in said[n]]
+            assert {k: c["spec"][k] for k in fields} == {k: said[n][k] for k in fields}, n
+    assert unexplained() == []
 
 
-def test_old_words_become_new_ones_only_where_the_rules_say_so(monkeypatch):
-    monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
-    moves = {(l["old"], l["outcome"]) for l in compared()}
-    assert not moves & {("not reproduced here", "holds"), ("inconclusive", "holds"), ("holds here", "opposite"),
-                        ("holds here", "no effect that counts"), ("confounded", "opposite")}
-
-
-def test_migration_writes_nothing_and_follows_from_the_records(monkeypatch):
+def test_ten_seeds_and_their_extension_follow_from_the_records(monkeypatch):
     monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
     [entry] = entries("reason/step_templates")
-    before = json.dumps(entry)
-    new = migrated(entry)
-    assert json.dumps(entry) == before and new["runs"] == entry["runs"] and new["attempts"] == entry["attempts"]
-    v = Verdict(**new["claims"]["the-right-state-beats-none"]["verdict"])
+    v = Verdict(**entry["claims"]["the-right-state-beats-none"]["verdict"])
     assert (v.outcome, v.n, v.level, v.attempts) == ("holds", 20, .98, 1)
-    assert Verdict(**new["claims"]["chains-beat-answers-on-bbh"]["verdict"]).scale == "from published outputs"
+    assert Verdict(**entry["claims"]["chains-beat-answers-on-bbh"]["verdict"]).scale == "from published outputs"

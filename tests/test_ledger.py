@@ -3,21 +3,24 @@ import json
 from pathlib import Path
 import pytest
 from slmkit.core import claims as core
-from slmkit.core.claims import claim, entries, expect, figure
+from slmkit.core.claims import claim, entries, expect, figure, read_entry
+from slmkit.core.judge import OUTCOMES
 from slmkit.core.settings import KitError, current, hardware
 from slmkit.cli.main import main
 from slmkit.project.registry import field_rows, import_works, known_from, registry, search, served
-from slmkit.verdicts.attest import attest, planned, reattest, rerun_all
+from slmkit.verdicts.attest import attest, attest_one, fingerprint, planned, reattest, rerun_all
 from slmkit.verdicts import confirm as confirming
-from slmkit.verdicts.confirm import command_of
+from slmkit.verdicts.confirm import Job, confirm
 from slmkit.verdicts.external import add
-from slmkit.verdicts.ledger import check_ledger, evaluate, file_of, problems, publish, records_of
+from slmkit.verdicts.entry import dump, file_of, records_of
+from slmkit.verdicts.ledger import check_ledger, copy_reasons, evaluate, problems, publish, unexplained
+from slmkit.verdicts import table
 from slmkit.verdicts.table import rows
 
 ROOT = Path(__file__).parents[1]
-PAPER = dict(value=.04, setting="T5", provenance="memory", comparable=["paper"])
-SPEC = dict(work=None, says="x beats y.", paper=PAPER, kind="effect", metric="gain", least=.02, unit="training",
-            settles=dict(cpu="partly"), band=None, tolerance=None, nominal=None,
+PAPER = dict(value=.04, setting="T5", provenance="memory", comparable=[])
+SPEC = dict(work=None, says="x beats y.", paper=PAPER, kind="effect", metric="gain", least=.02, was=None, margin=None,
+            tolerance=None, nominal=None, draws=False, mean_over_rows=True, scale=None, stands="variant",
             value="lambda a: a['x'] - a['y']", control="lambda a: a['z'] - a['y']")
 SHARED = dict(profile="cpu", model="t5-1m", data="facts", commit="abc", date="2026-01-01", versions=dict(torch="2.13"),
               hardware="cpu-x-1t-torch2.13", seconds=3., cpu_seconds=2.9, peak_mb=500., stacked=False, status="ok",
@@ -34,7 +37,8 @@ def record(seed, gain=.05, spread=.01, code="c1", technique="distill/made_up", *
 
 def ten(**kw): return [record(s, **kw) for s in range(100, 110)]
 def unsure(n=20): return [record(s, gain=.02, spread=.04) for s in range(100, 100 + n)]
-def load(p): return json.loads(Path(p).read_text())
+def load(p): return read_entry(p)
+def save(p, e): Path(p).write_text(dump(e))
 
 
 @pytest.fixture
@@ -51,7 +55,7 @@ def test_a_published_entry_follows_from_its_records(shipped):
     e = load(path)
     assert path.parent == shipped/"distill" and path == file_of(e) and check_ledger() == []
     assert e["command"] == "slmkit confirm distill/made_up" and len(e["attempts"]) == 1
-    assert e["claims"]["helps"]["verdict"]["outcome"] == "holds here" and path.stat().st_size < 8000
+    assert e["claims"]["helps"]["verdict"]["outcome"] == "holds" and path.stat().st_size < 8000
     assert [r["seed"] for r in records_of(e)] == list(range(100, 110))
 
 
@@ -67,10 +71,10 @@ def test_the_same_code_is_judged_once(shipped):
     assert path.read_text() == before
 
 
-def test_one_extension_and_only_after_inconclusive(shipped):
+def test_one_extension_and_only_after_open(shipped):
     rs = unsure()
     path = publish(rs[:10], "confirm")
-    assert load(path)["claims"]["helps"]["verdict"]["outcome"] == "inconclusive"
+    assert load(path)["claims"]["helps"]["verdict"]["outcome"] == "open"
     publish(rs[10:], "extended"); e = load(path)
     assert e["claims"]["helps"]["verdict"]["n"] == 20 and e["claims"]["helps"]["verdict"]["level"] == .98
     assert [a["seeds"] for a in e["attempts"]] == ["100-109", "100-119"] and check_ledger() == []
@@ -80,7 +84,7 @@ def test_one_extension_and_only_after_inconclusive(shipped):
 def test_no_extension_after_a_verdict(shipped):
     publish(ten(), "confirm")
     further = [record(s) for s in range(110, 120)]
-    with pytest.raises(KitError, match="only after an inconclusive"): publish(further, "extended")
+    with pytest.raises(KitError, match="only where 100-109 left a claim open"): publish(further, "extended")
 
 
 def test_a_verdict_at_ten_is_not_rolled_again_by_another_claims_extension(shipped):
@@ -125,40 +129,99 @@ def test_where_a_model_lies_on_a_disk_is_not_published(shipped):
 # confirming
 
 def test_the_command_names_what_decides_and_no_place_on_a_disk():
-    assert command_of("kd_head", "cpu") == "slmkit confirm kd_head --profile cpu"
-    given = command_of("kd_head", "gpu", "/home/ada/flan", "my rows.csv", "input=q", True)
-    assert given == "slmkit confirm kd_head --profile gpu --model flan --data 'my rows.csv' --columns input=q --extend"
+    assert Job("kd_head").command() == "slmkit confirm kd_head --profile cpu"
+    given = Job("kd_head", "gpu", "/home/ada/flan", "my rows.csv", "input=q").command()
+    assert given == "slmkit confirm kd_head --profile gpu --model flan --data 'my rows.csv' --columns input=q"
 
 
-@pytest.mark.parametrize("extend, seeds, outcome", [(False, range(100, 110), "ok"), (True, range(110, 120), "ok"),
-                                                    (False, range(100, 110), "timeout")])
-def test_confirm_runs_ten_seeds_and_publishes_only_a_whole_batch(monkeypatch, extend, seeds, outcome):
-    published = []
-    monkeypatch.setattr(confirming, "chosen", lambda names: names)
-    monkeypatch.setattr(confirming, "plan", lambda wanted, profile, seeds, **places: list(seeds))
-    monkeypatch.setattr(confirming, "execute", lambda runs, folder, **how: [dict(seed=s, status=outcome) for s in runs])
-    monkeypatch.setattr(confirming, "publish", lambda records, command: published.append(command) or "the entry")
-    records, path = confirming.confirm("kd_head", "cpu", "runs", extend=extend, jobs=2)
-    assert [r["seed"] for r in records] == list(seeds)
-    command = "slmkit confirm kd_head --profile cpu" + (" --extend" if extend else "")
-    assert (path, published) == (("the entry", [command]) if outcome == "ok" else (None, []))
+@pytest.fixture
+def queue(shipped, monkeypatch):
+    "A made-up technique whose runs `record` makes: gives the dict that shapes them, and a list of what ran."
+    shape, ran = dict(gain=.05, spread=.01), []
+    def planned_run(t, model, s):
+        r = record(s, technique=f"distill/{t}", hardware=hardware(), model=model)
+        return {k: r[k] for k in ("technique", "profile", "model", "data", "seed", "hashes", "parameters")}
+    def run(r):
+        ran.append((r["technique"], r["model"], r["seed"]))
+        made = record(r["seed"], technique=r["technique"], hardware=hardware(), model=r["model"],
+                      gain=shape["gain"], spread=shape["spread"])
+        made["claims"]["helps"]["spec"] = SPEC | shape.get("spec", {})
+        return made | dict(status="error" if r["seed"] == shape.get("fails") else "ok")
+    monkeypatch.setattr(confirming, "here", hardware)
+    monkeypatch.setattr(confirming, "chosen", lambda names: [(n, "x.ipynb") for n in names])
+    monkeypatch.setattr(confirming, "find", lambda name: (name, "x.ipynb"))
+    monkeypatch.setattr(confirming, "declared_in", lambda path: [{}])
+    monkeypatch.setattr(confirming, "plan", lambda wanted, profile, seeds, model="", **places:
+                        [planned_run(n, model or "lm-1m", s) for n, _ in wanted for s in seeds])
+    monkeypatch.setattr(confirming, "execute", lambda runs, folder, **how: [run(r) for r in runs])
+    return shape, ran
+
+
+def test_a_queue_confirms_all_and_a_verdict_that_stands_is_not_rolled_again(queue):
+    shape, ran = queue
+    q = confirm(["one", "two"], "cpu", "runs")
+    assert [e["technique"] for e in entries()] == ["distill/one", "distill/two"] and check_ledger() == []
+    assert {s for _, _, s in ran} == {0, 1, 2, *range(100, 110)} and all("published" in l for l in q.lines)
+    ran.clear()
+    q = confirm(["one", "two"], "cpu", "runs")
+    assert ran == [] and all("the verdict stands" in l for l in q.lines)
+
+
+def test_what_is_open_is_extended_by_itself(queue):
+    shape, ran = queue
+    shape.update(gain=.02, spread=.04)
+    confirm(["one"], "cpu", "runs", anyway=True)
+    [e] = entries()
+    assert len(e["runs"]) == 20 and [a["seeds"] for a in e["attempts"]] == ["100-109", "100-119"]
+    assert e["claims"]["helps"]["power"][0] != "go" and check_ledger() == []
+
+
+def test_an_entry_that_named_no_maker_is_extended_and_takes_todays_name(shipped):
+    rs = unsure()
+    publish([r | dict(hardware="cpu-x-1t-torch2.13") for r in rs[:10]], "confirm")
+    path = publish([r | dict(hardware="cpu-x-1t-torch2.13-intel-bf16") for r in rs[10:]], "confirm")
+    [e] = entries()
+    assert len(e["runs"]) == 20 and path == file_of(e) and check_ledger() == []
+    assert len(list(shipped.rglob("*.json"))) == 1
+
+
+def test_what_can_decide_nothing_is_refused_before_it_runs(queue):
+    shape, ran = queue
+    shape.update(spread=.5)
+    q = confirm(["one"], "cpu", "runs")
+    assert {s for _, _, s in ran} == {0, 1, 2} and entries() == [] and "helps (± " in q.lines[0]
+
+
+def test_a_batch_that_is_not_whole_publishes_nothing(queue):
+    shape, ran = queue
+    shape.update(fails=105)
+    q = confirm(["one"], "cpu", "runs")
+    assert entries() == [] and "not whole" in q.lines[0]
+
+
+def test_what_holds_of_a_paper_runs_on_the_second_base_too(queue):
+    shape, ran = queue
+    shape.update(spec=dict(stands="paper"))
+    confirm(["one"], "cpu", "runs")
+    assert sorted(e["model"] for e in entries()) == ["lm-1m", "lm-1m-s1"]
+    assert {(m, s) for _, m, s in ran if s == 109} == {("lm-1m", 109), ("lm-1m-s1", 109)}
 
 
 # checking
 
 @pytest.mark.parametrize("spoil, said", [
     (lambda e: e["claims"]["helps"]["verdict"].update(mean=.5), "published mean"),
-    (lambda e: e["claims"]["helps"]["verdict"].update(outcome="reproduced"), "published outcome"),
+    (lambda e: e["claims"]["helps"]["verdict"].update(outcome="opposite"), "published outcome"),
     (lambda e: e["claims"]["helps"]["verdict"].update(low=.0001), "published low"),
     (lambda e: e["claims"]["helps"]["spec"].update(least=0.2), "published outcome"),
     (lambda e: e["runs"][3]["claims"]["helps"].update(value=.09), "its arms give"),
-    (lambda e: e["runs"][3]["claims"]["helps"]["arms"].update(x=.9), "its arms give"),
+    (lambda e: e["runs"][3]["arms"].update(x=.9), "its arms give"),
     (lambda e: e["runs"].pop(), "too few"),
-    (lambda e: e["attempts"][0]["outcomes"].update(helps="inconclusive"), "last attempt says"),
+    (lambda e: e["attempts"][0]["outcomes"].update(helps="open"), "last attempt says"),
     (lambda e: e.update(technique="distill/other"), "belongs at"),
 ])
 def test_the_check_finds_every_bent_figure(shipped, spoil, said):
-    path = publish(ten(), "confirm"); e = load(path); spoil(e); path.write_text(json.dumps(e))
+    path = publish(ten(), "confirm"); e = load(path); spoil(e); save(path, e)
     found = check_ledger()
     assert found and any(said in f for f in found), found
 
@@ -201,7 +264,7 @@ def test_other_arms_make_it_stale_which_is_no_failure(shipped):
     lines, bad = attest([record(103, gain=.06, code="c2")])
     e = load(path)
     assert "stale: helps" in lines[0] and not bad and e["claims"]["helps"]["verdict"]["stale"] and check_ledger() == []
-    assert rows(shipped)[0]["label"] == "holds here, at small scale (stale)"
+    assert rows(shipped)[0]["label"] == "holds (stale)"
 
 
 def test_same_code_and_other_arms_contradict(shipped):
@@ -214,6 +277,47 @@ def test_another_machine_is_not_compared_bit_by_bit(shipped):
     publish(ten(), "confirm")
     lines, bad = attest([record(103, gain=.06, hardware="other")])
     assert not bad and "on other, the entry on cpu-x-1t-torch2.13: helps inside" in lines[0]
+
+
+def test_equal_fingerprints_attest_and_every_tenth_is_a_whole_seed(shipped, monkeypatch):
+    from slmkit.verdicts import attest as attesting
+    small = record(100, profile="smoke", hardware="here")
+    path = publish(ten(hardware="here"), "confirm")
+    save(path, load(path) | dict(fingerprint=fingerprint(small)))
+    monkeypatch.setattr(attesting, "planned", lambda e, seed: record(seed, code="c2", hardware="here"))
+    monkeypatch.setattr(attesting, "smoke_run", lambda e: small)
+    asked = []
+    run = lambda r: asked.append(r["profile"]) or r
+    assert attest_one(load(path), run=run) == ("distill/made_up (cpu): re-attested by fingerprint", False)
+    e = load(path)
+    assert asked == ["smoke"] and e["hashes"]["code"] == "c2" and e["attested"][0]["by"] == "fingerprint"
+    assert attest_one(e, run=run) == ("distill/made_up (cpu): current", False)
+    save(path, e | dict(attested=e["attested"]*9))
+    monkeypatch.setattr(attesting, "planned", lambda e, seed: record(seed, code="c3", hardware="here"))
+    assert "re-attested for today's code" in attest_one(load(path), run=run)[0] and asked == ["smoke"]*2 + ["cpu"]
+    assert check_ledger() == []
+
+
+def test_another_fingerprint_takes_a_whole_seed(shipped, monkeypatch):
+    from slmkit.verdicts import attest as attesting
+    path = publish(ten(hardware="here"), "confirm")
+    save(path, load(path) | dict(fingerprint=fingerprint(record(100, gain=.2, hardware="here"))))
+    monkeypatch.setattr(attesting, "planned", lambda e, seed: record(seed, code="c2", gain=.06, hardware="here"))
+    monkeypatch.setattr(attesting, "smoke_run", lambda e: record(100, profile="smoke", hardware="here"))
+    line, bad = attest_one(load(path), run=lambda r: r)
+    assert "stale: helps" in line and not bad and load(path)["claims"]["helps"]["verdict"]["stale"]
+
+
+# reasons
+
+def test_reasons_are_copied_from_the_notebook_and_missing_ones_are_named(shipped, monkeypatch):
+    from slmkit.verdicts import ledger
+    e = load(publish(ten(gain=-.05), "confirm"))
+    assert e["claims"]["helps"]["verdict"]["outcome"] == "opposite" and "needs because('helps'" in unexplained()[0]
+    monkeypatch.setattr(ledger, "reasons", lambda technique: dict(helps=["scale", "Too small."]))
+    assert len(copy_reasons()) == 1 and copy_reasons() == [] and unexplained() == [] and check_ledger() == []
+    [e] = entries()
+    assert e["claims"]["helps"]["verdict"]["because"] == ["scale", "Too small."]
 
 
 def test_a_failed_canary_attests_nothing(shipped):
@@ -285,7 +389,8 @@ def spoiled(**spec):
     (spoiled(value=float("nan")), "not a finite number"),
     (spoiled(arms=dict(x=float("inf"))), "not a finite number"),
     (spoiled(spec=SPEC | dict(least="0")), "least is not a finite number"),
-    (spoiled(spec=SPEC | dict(settles=None)), "lacks settles"),
+    (spoiled(spec={k: v for k, v in SPEC.items() if k != "stands"}), "lacks stands"),
+    (spoiled(spec=SPEC | dict(stands="partly")), "none of paper, variant, construction"),
     (spoiled(spec=SPEC | dict(paper="big")), "no number"),
     (spoiled(spec=SPEC | dict(control=None)), "needs control="),
     (spoiled(spec=None), "needs spec and arms"),
@@ -315,7 +420,7 @@ def gain(monkeypatch):
     for k in ("CI", "SLMKIT_RECORD", "SLMKIT_HASHES"): monkeypatch.delenv(k, raising=False)
     monkeypatch.setattr(current, "profile", "cpu"); monkeypatch.setattr(current, "cfg", None)
     return claim("helps", says="x beats y.", metric="gain", value=lambda a: a["x"] - a["y"],
-                 control=lambda a: a["z"] - a["y"], least=.02, settles=dict(cpu="partly", gpu="yes"))
+                 control=lambda a: a["z"] - a["y"], least=.02)
 
 
 def test_a_run_is_appended_as_one_line(gain, tmp_path, monkeypatch):
@@ -341,8 +446,7 @@ def test_record_refuses_and_keeps_nothing(gain, tmp_path, monkeypatch, arms, sai
 
 @pytest.mark.parametrize("change, said", [
     (dict(control=None), "needs control="), (dict(least=None), "needs least="), (dict(least=-1), "at least 0"),
-    (dict(kind="efect"), "no kind"), (dict(unit="x"), "no unit"), (dict(settles=dict(cup="yes")), "did you mean 'cpu'"),
-    (dict(settles=dict(cpu="maybe")), "yes, partly or no"), (dict(settles=dict(smoke="yes")), "settles nothing"),
+    (dict(kind="efect"), "no kind"), (dict(stands="varient"), "did you mean 'variant'"),
     (dict(kind="coverage"), "needs nominal="), (dict(value=None), "must be a function"),
     (dict(says=""), "needs a name and says=")])
 def test_a_claim_lacking_something_is_not_declared(gain, change, said):
@@ -352,7 +456,7 @@ def test_a_claim_lacking_something_is_not_declared(gain, change, said):
 
 
 def test_a_figure_says_how_we_know_it():
-    assert figure(.04, "T5-base", "memory")["comparable"] == ["paper"]
+    assert figure(.04, "T5-base", "memory")["comparable"] == []
     for bad in (dict(value=float("nan"), provenance="code"), dict(value=1, provenance="rumour")):
         with pytest.raises(KitError): figure(setting="s", **bad)
 
@@ -374,19 +478,19 @@ def test_expect_shows_this_run_beside_the_published_ones(gain, shipped):
     assert expect(gain).text.splitlines()[1].startswith("OUTSIDE")
 
 
-def test_expect_beside_an_entry_that_settled_nothing(gain, shipped):
-    spec = dict(spec=SPEC | dict(settles={}))
-    unsettled = lambda s: record(s) | dict(claims=dict(helps=record(s)["claims"]["helps"] | spec))
-    publish([unsettled(s) for s in range(100, 110)], "confirm")
+def test_expect_beside_an_entry_without_an_interval(gain, shipped):
+    few = dict(spec=SPEC | dict(draws=True), n_rows=8)
+    asked = lambda s: record(s) | dict(claims=dict(helps=record(s)["claims"]["helps"] | few))
+    publish([asked(s) for s in range(100, 110)], "confirm")
     gain.record(7, [], x=.53, y=.5, z=.5)
-    assert "published at cpu as mechanics only" in expect(gain).text
+    assert "published at cpu as open (draws of 8 rows, 40 needed" in expect(gain).text
     publish(ten(hardware="another"), "confirm")
-    assert core.shown(gain)[1].startswith("holds here") and "inside" in expect(gain).text
+    assert core.shown(gain)[1].startswith("holds") and "inside" in expect(gain).text
 
 
 def test_expect_raises_only_in_ci_on_a_differing_rerun(gain, shipped, monkeypatch):
     e = load(publish(ten(hardware=hardware()), "confirm"))
-    arms = dict(e["runs"][3]["claims"]["helps"]["arms"])
+    arms = dict(e["runs"][3]["arms"])
     def run(ci, hashes, **a):
         monkeypatch.setenv("CI", ci); monkeypatch.setenv("SLMKIT_HASHES", json.dumps(hashes))
         gain.record(103, ["r"], **a); monkeypatch.setattr(gain.runs[-1], "rows", "ab"*8)
@@ -402,7 +506,7 @@ def test_plot_draws_the_ledger_or_this_run(gain, shipped):
     drawn = []
     draw = lambda records, ax: drawn.append(len(records))
     gain.plot(draw); publish(ten(), "confirm"); gain.plot(draw); gain.plot()
-    assert drawn == [1, 10] and core.shown(gain)[1].startswith("holds here, at small scale")
+    assert drawn == [1, 10] and core.shown(gain)[1].startswith("holds (10 seeds, cpu")
     assert len(plt.get_fignums()) == 3
     plt.close("all")
 
@@ -456,11 +560,50 @@ def run_cli(capsys, *args):
 def test_verdicts_on_the_command_line(shipped, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80"); publish(ten(), "confirm")
     code, out, _ = run_cli(capsys, "verdicts", "made_up")
-    assert code == 0 and "1 holds here" in out and max(map(len, out.splitlines())) <= 80
-    assert json.loads(run_cli(capsys, "verdicts", "--outcome", "holds here", "--json")[1])[0]["attempts"] == 1
+    assert code == 0 and "helps: holds · our variant · 10 seeds · one base" in out
+    assert "our variant, counted apart\n  1 holds" in out and max(map(len, out.splitlines())) <= 80
+    assert json.loads(run_cli(capsys, "verdicts", "--outcome", "holds", "--json")[1])[0]["attempts"] == 1
     assert run_cli(capsys, "verdicts", "made_up", "--csv")[1].splitlines()[1].startswith("distill/made_up,cpu")
     code, _, err = run_cli(capsys, "verdicts", "--profile", "cup")
     assert code == 2 and "did you mean 'cpu'" in err and len(err.splitlines()) == 1
+
+
+def test_a_verdict_comes_with_its_scale_share_reason_bases_and_attempts(shipped, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    paper = SPEC | dict(work="distilling-step-by-step", stands="paper")
+    one = lambda r: r | dict(claims=dict(helps=r["claims"]["helps"] | dict(spec=paper)))
+    publish([one(record(s, code="c0")) for s in range(100, 110)], "confirm")
+    path = publish([one(record(s, gain=-.05)) for s in range(100, 110)], "confirm")
+    publish([one(record(s, model="t5-1m-s1")) for s in range(100, 110)], "confirm")
+    e = load(path); e["claims"]["helps"]["verdict"] |= dict(because=["floor", "All arms guess [a] word."], attempts=2)
+    save(path, e)
+    out = run_cli(capsys, "verdicts", "made_up")[1]
+    assert "distill/made_up · in Toyland · cpu · t5-1m · facts\n" in out
+    assert "helps: opposite · 10 seeds · t5-1m: opposite; t5-1m-s1: holds · 2 attempts\n" in out
+    numbers = "least that counts 0.02, control 0 (0% of the value), paper 0.04 (from memory, unchecked)"
+    assert numbers in " ".join(out.split())
+    assert "floor: All arms guess [a] word." in out
+    assert "claims of papers, in Toyland\n  1 holds, 1 opposite\n" in out and max(map(len, out.splitlines())) <= 100
+    [row] = [r for r in rows(shipped) if r["outcome"] == "opposite"]
+    assert (row["because"], row["attempts"], row["scale"]) == ("floor: All arms guess [a] word.", 2, "in Toyland")
+
+
+@pytest.mark.parametrize("verdict, label, notes", [
+    (dict(draws=True), "holds (one model, ten draws)", []),
+    (dict(n=5), "holds (5 seeds)", ["one base"]),
+    (dict(n=5, outcome="open"), "open", ["5 seeds", "one base"]),
+    (dict(n=20), "holds", ["20 seeds", "one base"])])
+def test_seeds_or_draws_are_said_once(shipped, verdict, label, notes):
+    path = publish(ten(), "confirm")
+    e = load(path); e["claims"]["helps"]["spec"]["stands"] = "paper"
+    e["claims"]["helps"]["verdict"] |= verdict; save(path, e)
+    [row] = [r for r in rows(shipped) if r["claim"] == "helps"]
+    assert (row["label"], table.notes(row)) == (label, notes)
+
+
+def test_every_outcome_has_a_meaning_and_red_is_for_what_speaks_against():
+    assert set(OUTCOMES) - set(table.MEANING) <= {"never run", "mechanics only"}
+    assert {o for o in OUTCOMES if table.tone(o) == "bad"} == {"opposite", "fails"}
 
 
 def test_the_ledger_on_the_command_line(shipped, capsys, tmp_path, monkeypatch):
@@ -471,7 +614,7 @@ def test_the_ledger_on_the_command_line(shipped, capsys, tmp_path, monkeypatch):
     code, out, _ = run_cli(capsys, "ledger", "canary", "--commits", "7")
     assert code == 0 and "can't be rerun here" in out  # the technique is made up
     assert run_cli(capsys, "ledger", "canary", "distill/nothing")[0] == 2
-    e = load(path); e["claims"]["helps"]["verdict"]["mean"] = 1.; path.write_text(json.dumps(e))
+    e = load(path); e["claims"]["helps"]["verdict"]["mean"] = 1.; save(path, e)
     code, out, _ = run_cli(capsys, "ledger", "check")
     assert code == 1 and "published mean 1.0" in out
 

@@ -4,12 +4,14 @@ import pytest, torch
 from conftest import write_notebook
 from slmkit.core import real, settings as setting, zoo
 from slmkit.core.settings import KitError, hardware, same_class, settings
-from slmkit.run import hashes as hashing
+from slmkit.run import hashes as hashing, plan
 from slmkit.run.plan import check_model, one
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
+    "A machine without real models, and a package without answers of theirs; gives the folder for models."
     monkeypatch.setenv("SLMKIT_MODELS", str(tmp_path/"models"))
+    monkeypatch.setattr(plan, "package_folder", lambda: tmp_path)
     return tmp_path/"models"
 
 @pytest.fixture
@@ -34,11 +36,9 @@ def test_a_plan_at_real_says_that_its_model_is_missing(nowhere, tmp_path):
     with pytest.raises(KitError, match="slmkit zoo fetch smollm2-135m"): run_of(tmp_path, "real")
     assert run_of(tmp_path, "smoke")["model"] == "smollm2-random"
 
-def test_stored_answers_serve_in_its_place(nowhere, tmp_path, monkeypatch):
-    from slmkit.run import plan
+def test_stored_answers_serve_in_its_place(nowhere, tmp_path):
     (tmp_path/"answers/smollm2-135m").mkdir(parents=True)
     (tmp_path/"answers/smollm2-135m/a.jsonl.gz").write_bytes(b"")
-    monkeypatch.setattr(plan, "package_folder", lambda: tmp_path)
     assert check_model("smollm2-135m") is None
 
 def test_the_hash_of_a_real_model_is_that_of_its_source_file(nowhere, tmp_path):

@@ -2,14 +2,17 @@
 import csv, io, json, os, re
 from html.parser import HTMLParser
 import pytest
+from slmkit.core.claims import read_entry
 from slmkit.cli.main import main
 from slmkit.core.settings import KitError
+from slmkit.verdicts.entry import dump
 from slmkit.verdicts.ledger import publish
-from slmkit.verdicts.report import BUILD, claim_rows, compare, groups, newest, outcome_of, said, write
+from slmkit.verdicts.report import BUILD, claim_rows, compare, groups, ledger_text, newest, outcome_of, said, write
 
 PAPER = dict(value=.04, setting="T5", provenance="memory", comparable=["paper"])
 SPEC = dict(work="some-work", says="x <beats> y.", paper=PAPER, kind="effect", metric="gain", least=.02,
-            unit="training", settles=dict(cpu="partly"), band=None, tolerance=None, nominal=None,
+            stands="paper", was=None, margin=None, tolerance=None, nominal=None, draws=False, mean_over_rows=True,
+            scale=None,
             value="lambda a: a['x'] - a['y']", control="lambda a: a['z'] - a['y']")
 SHARED = dict(profile="cpu", model="t5-1m", data="facts", hashes=dict(code="c", model="m", data="d"), commit="abc1234",
               date="2026-01-01", versions=dict(torch="2.13"), hardware="cpu-x-1t-torch2.13", cpu_seconds=2.9,
@@ -38,7 +41,7 @@ def own_ledger(tmp_path, monkeypatch):
 
 
 BUILDING, CONFIRMED = [record(s) for s in range(3)], [record(s) for s in range(100, 110)]
-NO_VERDICT = ("holds here", "reproduced", "confounded", "inconclusive")
+NO_VERDICT = ("holds", "opposite", "no effect", "explains most", "does better")
 
 
 class Page(HTMLParser):
@@ -75,7 +78,9 @@ def test_building_seeds_are_never_called_a_verdict(tmp_path):
 def test_confirm_seeds_give_the_ledgers_verdict(tmp_path):
     publish(CONFIRMED, "slmkit confirm")
     text = " ".join(Page(write(batch(tmp_path/"run", CONFIRMED + BUILDING)).read_text()).text)
-    assert "holds here, at small scale" in text and BUILD in text
+    assert "holds" in text and BUILD in text and "in Toyland" in text
+    assert re.search(r"claims of papers, in Toyland: 1 holds\s", text)  # what building seeds gave is not counted
+    assert "the effect reaches what counts" in text and "the effect goes the other way" not in text  # words that occur
     assert "0.04 (from memory, unchecked)" in text and "nothing published" not in text
 
 
@@ -83,7 +88,34 @@ def test_this_batch_beside_the_ledger(tmp_path):
     publish(CONFIRMED, "slmkit confirm")
     [row] = claim_rows([record(s, gain=.01) for s in range(3)])
     assert row["label"] == BUILD and row["mean"] < .02 < row["ledger_low"]
-    assert row["ledger_label"] == "holds here, at small scale"
+    assert (row["ledger_label"], row["ledger_scale"]) == ("holds", "in Toyland")
+    assert row["share"] == pytest.approx(row["control"]/row["mean"])
+    assert ledger_text(row).startswith("holds, in Toyland:")
+
+
+def test_why_a_claim_does_not_hold_stands_beside_the_ledgers_verdict(tmp_path):
+    path = publish([record(s, gain=-.05) for s in range(100, 110)], "slmkit confirm")
+    e = read_entry(path)
+    e["claims"]["helps"]["verdict"]["because"] = ["budget", "It stops after <60> steps."]
+    path.write_text(dump(e))
+    html = write(batch(tmp_path/"run", BUILDING)).read_text()
+    assert "opposite, in Toyland" in html and "why not: budget: It stops after &lt;60&gt; steps." in html
+
+
+def test_a_further_attempt_is_judged_at_its_own_level(tmp_path):
+    small = lambda **change: [record(s, gain=.0215, **change) for s in range(100, 110)]
+    assert outcome_of("helps", small()) == "holds"
+    for code in "abcdefghij":
+        path = publish(small(hashes=dict(code=code, model="m", data="d")), "slmkit confirm")
+    [row] = claim_rows(small(hashes=dict(code="k", model="m", data="d")))
+    assert row["label"].startswith("open") and len(json.loads(path.read_text())["attempts"]) == 10
+
+
+def test_counts_are_of_claims_of_papers(tmp_path):
+    own = [record(s) for s in range(100, 110)]
+    for r in own: r["claims"]["helps"] |= dict(spec=SPEC | dict(work=None, stands="variant"))
+    text = write(batch(tmp_path/"run", own)).read_text()
+    assert "our variant, counted apart: 1 holds" in text and "claims of papers" not in text
 
 
 @pytest.mark.parametrize("records, start", [
@@ -183,8 +215,7 @@ AFTER = [record(s, gain=-.05, seconds=6.) for s in range(100, 110)]
 def test_what_changed_outcome_and_what_got_slower():
     c = compare(CONFIRMED + [record(0, status="failed")], AFTER + [record(1, status="failed"), record(0)])
     [changed] = [o for o in c["outcomes"] if o["what"] == "outcome"]
-    assert changed["was"]["label"] == "holds here, at small scale"
-    assert changed["now"]["label"] == "not reproduced here"
+    assert (changed["was"]["label"], changed["now"]["label"]) == ("holds", "opposite")
     assert c["times"][0]["was"] == 3. and c["times"][0]["now"] == 6.
     assert c["fail_now"] == [("distill/made_up", "cpu", 1)]
     assert c["work_again"] == [("distill/made_up", "cpu", 0)]
@@ -207,7 +238,7 @@ def test_the_report_of_two_batches_on_the_command_line(tmp_path, capsys):
     a, b = batch(tmp_path/"before", CONFIRMED), batch(tmp_path/"after", AFTER)
     with pytest.raises(SystemExit) as e: main(["report", str(a), str(b)])
     out = capsys.readouterr().out
-    assert e.value.code == 0 and "→ not reproduced here" in out and "3 s → 6 s" in out
+    assert e.value.code == 0 and "→ opposite" in out and "3 s → 6 s" in out
     assert "Since before" in (b/"report.html").read_text() and not (a/"report.html").exists()
 
 

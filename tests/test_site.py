@@ -61,6 +61,10 @@ def test_pages_that_call_the_library_are_run(project, tmp_path):
     stage(project, tmp_path/"src")
     outputs = [o for c in json.loads((tmp_path/"src/index.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
     assert "42" in json.dumps(outputs)
+    with_title(project/"nbs/index.ipynb", "# Mine\n\n<!-- counts -->\n\n<!-- ledger -->")
+    stage(project, tmp_path/"src")
+    text = (tmp_path/"src/index.ipynb").read_text()
+    assert "- claims: none" in text and "The ledger has no verdict on" in text and "<!--" not in text
     with_title(write_notebook(project/"nbs/index.ipynb", "1/0", parameters=None), "# Mine\n> For me.")
     with pytest.raises(KitError, match="index.*ZeroDivisionError"): stage(project, tmp_path/"src")
 

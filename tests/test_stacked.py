@@ -8,6 +8,7 @@ from test_runner import go
 from test_ledger import ten
 from transformers import (BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig,
     LlamaForCausalLM, T5Config, T5ForConditionalGeneration)
+from slmkit.core.claims import read_entry
 from slmkit.core.fit import batches, fit
 from slmkit.core.settings import KitError
 from slmkit.core.stacked import CAUSAL, fit_many
@@ -164,6 +165,6 @@ def test_no_verdict_mixes_stacked_and_single_runs(tmp_path, monkeypatch):
     mixed = ten()
     mixed[3]["stacked"] = True
     with pytest.raises(KitError, match="one verdict holds one kind"): publish(mixed, "confirm")
-    entry = json.loads(publish(ten(stacked=True), "confirm").read_text())
+    entry = read_entry(publish(ten(stacked=True), "confirm"))
     assert all(r["stacked"] for r in entry["runs"])
     with pytest.raises(KitError, match="nothing is attested"): reattest(entry, ten()[0])

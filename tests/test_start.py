@@ -15,10 +15,9 @@ from slmkit.core.claims import claim
 cfg = settings(profile, model=model, data=data, columns=columns, smoke=dict(model="t5-1m", data="word_problems"),
     cpu=dict(model="t5-1m", data="word_problems"))
 gain = claim("tiny-gain", work="w", says="A is more than B.", kind="effect", metric="points",
-    value=lambda a: a["a"] - a["b"], control=lambda a: a["c"] - a["b"], least=.02, unit="training",
-    settles=dict(cpu="partly"))
+    value=lambda a: a["a"] - a["b"], control=lambda a: a["c"] - a["b"], least=.02)
 more = claim("slow-gain", work="w", says="Slowly.", kind="effect", metric="points", value=lambda a: a["a"],
-    control=lambda a: 0., least=.02, unit="training", settles=dict(cpu="partly"))
+    control=lambda a: 0., least=.02)
 '''
 RECORD = 'gain.record(seed, rows=["r"], a=.5 + .01*seed, b=.4, c=.4)'
 SLOW = '#| slow\nmore.record(seed, rows=["r"], a=.9)'

@@ -145,32 +145,38 @@ def test_the_parameters_tag_survives_nbdev_clean(fresh):
 # ---- new
 
 def test_a_new_technique_keeps_the_contract_and_runs(fresh):
-    path = fresh/"nbs/distill/my_idea.ipynb"
-    assert "wrote nbs/distill/my_idea.ipynb" in slmkit(fresh, "new", "distill/my_idea")
+    lesson, measured = (fresh/f"nbs/distill/{name}.ipynb" for name in ("my_idea", "my_idea_repro"))
+    said = slmkit(fresh, "new", "distill/my_idea")
+    assert "wrote nbs/distill/my_idea.ipynb, nbs/distill/my_idea_repro.ipynb" in said
     assert "not made yet: run slmkit sync" in slmkit(fresh, "check")
     first = slmkit(fresh, "sync")
-    assert "wrote slmkit/distill/my_idea.py" in first and path.name not in first  # the template is clean as it comes
-    assert [l for l in slmkit(fresh, "check").splitlines() if "my_idea" in l] == []
-    assert f"distill/{path.name}" in (fresh/"nbs/sidebar.yml").read_text()
+    assert "wrote slmkit/distill/my_idea.py" in first and lesson.name not in first  # clean as it comes
+    assert not (fresh/"slmkit/distill/my_idea_repro.py").exists()
+    said = [l for l in slmkit(fresh, "check").splitlines() if "my_idea" in l]
+    assert said and all(l.startswith("note: ") for l in said), said
+    listed = (fresh/"nbs/sidebar.yml").read_text()
+    assert listed.index(f"distill/{lesson.name}") < listed.index(f"distill/{measured.name}")
     code = "import slmkit.distill.my_idea as m; print(m.__file__, m.vote(['a', 'b', 'b']))"
     assert str(fresh) in python(fresh, code) and python(fresh, code).strip().endswith(" b")
-    assert "nothing is recorded" not in run_notebook(fresh, path)
+    assert runs(fresh, lesson) is None
+    line = runs(fresh, measured)
+    assert list(line["claims"]) == ["voting-helps"] and line["profile"] == "smoke" and line["n_rows"] == 40
+    assert line["arms"]["voted"] > line["arms"]["first"] == line["arms"]["copied"]  # a vote of copies is one answer
 
-def run_notebook(root, path):
-    "Run all cells at smoke; gives the claim's line as JSON text."
+def runs(root, path):
+    "Run all cells at smoke; gives the line that they recorded, or None."
     code = f"""
-import json, os
+import json, os, pathlib
 os.environ['SLMKIT_RECORD'] = 'record.jsonl'
 from execnb.shell import CaptureShell
 from fastcore.nbio import read_nb
-shell = CaptureShell()
-shell.run_all(read_nb({str(path)!r}), exc_stop=True)
+shell, nb = CaptureShell(), read_nb({str(path)!r})
+for c in nb.cells: c.source = c.source.replace('profile = "cpu"', 'profile = "smoke"')
+shell.run_all(nb, exc_stop=True)
 assert not shell.exc, shell.exc
-print(open('record.jsonl').read())"""
-    line = json.loads(python(root, code).strip().splitlines()[-1])
-    assert line["claim"] == "voting-helps" and line["profile"] == "smoke" and line["n_rows"] == 40
-    assert line["arms"]["voted"] > line["arms"]["first"] == line["arms"]["copied"]  # a vote of copies is one answer
-    return json.dumps(line)
+record = pathlib.Path('record.jsonl')
+print(record.read_text() if record.exists() else 'null')"""
+    return json.loads(python(root, code).strip().splitlines()[-1])
 
 def test_a_new_family_becomes_a_package(fresh):
     slmkit(fresh, "new", "senses/tiny_eye")
@@ -178,13 +184,21 @@ def test_a_new_family_becomes_a_package(fresh):
     assert (fresh/"nbs/senses/tiny_eye.ipynb").exists() and (fresh/"slmkit/senses/__init__.py").exists()
 
 def template(to, name="distill/my_idea"):
+    "The lesson and the reproduction of a new technique."
     (to/"nbs").mkdir(parents=True, exist_ok=True)
     return new(name, to)
+
+def first_edition(to):
+    "A first-edition notebook, whose contract lasts until the last of them is gone."
+    text = (ROOT/"tests/fixtures/first_edition.ipynb").read_text(encoding="utf-8")
+    path = to/"nbs/distill/my_idea.ipynb"
+    write(path, text.replace("FAMILY", "distill").replace("NAME", "my_idea"))
+    return path
 
 def test_the_template_has_wrong_solutions_that_are_wrong(tmp_path):
     import numpy
     from slmkit.lab.lab import mutate, read
-    lab = read(template(tmp_path))
+    lab = read(template(tmp_path)[0])
     given = {}
     exec(lab.exercises[0].hidden, given)
     cases = [given["inputs"](numpy.random.default_rng(s)) for s in range(20)]
@@ -201,6 +215,7 @@ def test_the_template_has_wrong_solutions_that_are_wrong(tmp_path):
     ("distill/my-idea", "letters, digits"),
     ("distill/class", "letters, digits"),
     ("core/my_idea", "not family/name"),
+    ("distill/my_repro", "not family/name"),
     ("idea", "not family/name"),
 ])
 def test_new_refuses_bad_names_in_one_line(tmp_path, name, words):
@@ -208,16 +223,19 @@ def test_new_refuses_bad_names_in_one_line(tmp_path, name, words):
     assert words in str(e.value) and "\n" not in str(e.value) and not list(tmp_path.rglob("*.ipynb"))
 
 def test_new_refuses_to_overwrite(tmp_path):
-    path = template(tmp_path)
-    text = path.read_text()
+    made = template(tmp_path)
+    texts = [p.read_text() for p in made]
     with pytest.raises(KitError, match="exists already"): template(tmp_path)
-    assert path.read_text() == text and template(tmp_path, "distill/other").name == "other.ipynb"
+    made[0].unlink()  # neither of the two is written over
+    with pytest.raises(KitError, match="my_idea_repro.ipynb exists already"): template(tmp_path)
+    assert made[1].read_text() == texts[1] and not made[0].exists()
+    assert [p.name for p in template(tmp_path, "distill/other")] == ["other.ipynb", "other_repro.ipynb"]
 
 # ---- check
 
 def broken(tmp_path, change):
-    "What check says of the template after `change(source) -> source` of every cell."
-    path = template(tmp_path)
+    "What check says of a first-edition notebook after `change(source) -> source` of every cell."
+    path = first_edition(tmp_path)
     nb = json.loads(path.read_text())
     for c in nb["cells"]: c["source"] = change("".join(c["source"])).splitlines(True)
     path.write_text(json.dumps(nb))
@@ -226,7 +244,6 @@ def broken(tmp_path, change):
 @pytest.mark.parametrize("old, new, line", [
     ("settings(profile", "dict(profile", "no profile table"),
     (".record(", ".keep(", "nothing is recorded"),
-    ("claim(", "say(", "no claim: declare one"),
     ("expect(voting", "repr(voting", "no expect(claim)"),
     (".plot(", ".print(", "no signature figure"),
     ("#| exercise: points=2 minutes=10 difficulty=1", "#| task", "no exercise"),
@@ -245,10 +262,10 @@ def test_check_names_each_breach(tmp_path, old, new, line):
     assert any(line in f for f in found), found
     assert all("\n" not in f for f in found) and len(found) <= 2
 
-def test_the_template_breaks_nothing(tmp_path): assert broken(tmp_path, lambda s: s) == []
+def test_a_first_edition_notebook_breaks_nothing(tmp_path): assert broken(tmp_path, lambda s: s) == []
 
 def test_check_finds_a_claim_after_its_experiment(tmp_path):
-    path = template(tmp_path)
+    path = first_edition(tmp_path)
     nb = json.loads(path.read_text())
     code = [(i, "".join(c["source"])) for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code"]
     at = lambda word: next(i for i, source in code if word in source)
@@ -258,7 +275,7 @@ def test_check_finds_a_claim_after_its_experiment(tmp_path):
     assert check.notebook_problems(path) == ["a result is recorded before the claim is declared: declare it first"]
 
 def test_check_finds_outputs_and_the_missing_tag(tmp_path):
-    path = template(tmp_path)
+    path = first_edition(tmp_path)
     nb = json.loads(path.read_text())
     for c in nb["cells"]: c["metadata"] = {}
     nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text="1")]

@@ -37,7 +37,7 @@ def verbs(app): # typer.Typer
     def _(words: list[str] = typer.Argument(None, help="words that must all occur; a slug alone shows that work"),
           family: str = O("", help="such as distill"), type_: str = O("", "--type", help="such as method"),
           topic: str = O("", help="such as peft"), tier: str = O("", help="A to D"),
-          outcome: str = O("", help="such as 'holds here'"), json_: bool = O(False, "--json"),
+          outcome: str = O("", help="of a paper's claim, such as holds"), json_: bool = O(False, "--json"),
           import_: str = O("", "--import", help="make the registry from a file of works"),
           citations: str = O("", help="with --import: the file of their citations")):
         "The map of the field: which work is served by which notebook, and what was found."

@@ -59,6 +59,7 @@ def grade_command(given, technique, seed, out, jobs, weak, say):
             raise KitError("lab grade: student code could read your own files here: use a container, or give --weak")
         done = save(grade(paths, lab, seed, sandbox, jobs), paths, lab, out)
     say(f"wrote {out}/grades.csv, {out}/index.html, pages/ and json/")
+    if lab.questions: say(f"read the answers to {len(lab.questions)} questions in {out}/answers.csv")
     report(done, say)
     return done
 

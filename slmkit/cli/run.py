@@ -6,20 +6,21 @@ Docs: https://slmkit.github.io/slmkit/cli/run.html.md"""
 
 # %% auto #0
 __all__ = ['Profile', 'Model', 'Data', 'Columns', 'Out', 'Jobs', 'Executor', 'Address', 'Timeout', 'Force', 'Quiet', 'Json',
-           'RUN', 'CONFIRM', 'runs_folder', 'batch_options', 'show_plan', 'run', 'add_run', 'essential', 'add_confirm',
-           'status_text', 'verbs']
+           'RUN', 'CONFIRM', 'Anyway', 'OneBase', 'runs_folder', 'batch_options', 'show_plan', 'run', 'add_run',
+           'add_confirm', 'status_text', 'verbs']
 
 # %% ../../nbs/cli/run.ipynb #093a725b
-import sys, typer
+import typer
 from typing import Annotated as A
 from pathlib import Path
 from ..core.settings import KitError, kit_settings, project_root
 from ..run.progress import Console, table
 from ..run.engine import STATUSES
 from ..run.notebooks import pairs
+from ..run.records import is_run_folder
 from ..run.plan import build_seeds, chosen, explain, plan
 from ..run.batch import execute, here, state
-from ..verdicts.confirm import confirm
+from ..verdicts.confirm import confirm, left
 
 # %% ../../nbs/cli/run.ipynb #d39f9488
 def _option(kind, *flags, **how): return A[kind, typer.Option(*flags, show_default=False, **how)]
@@ -66,13 +67,15 @@ def show_plan(
 
 # %% ../../nbs/cli/run.ipynb #9ed3638f
 RUN = ("Examples: slmkit run step_by_step --seeds 0-4 · slmkit run --family distill --profile smoke · "
-       "slmkit run step_by_step --sweep alpha=0.3,0.5,0.7 --jobs 2 · slmkit run step_by_step --dry-run")
+       "slmkit run step_by_step --sweep alpha=0.3,0.5,0.7 --jobs 2 · slmkit run step_by_step --dry-run · "
+       "slmkit run low_rank --lesson · slmkit run ../mine/idea.ipynb")
 def run(o):
     "Plan and do what the options of `slmkit run` say; gives the records, or None for a dry run."
     known, sweeps, given = kit_settings(), pairs(o["sweep"], "--sweep"), pairs(o["p"])
     seeds = build_seeds(o["seeds"] or known["seeds"])
     places = {k: o[k] for k in ("model", "data", "columns")}
-    wanted, profile = chosen(o["technique"], o["all"], o["family"]), o["profile"] or known["profile"]
+    wanted = chosen(o["technique"], o["all"], o["family"], lesson=o["lesson"])
+    profile = o["profile"] or known["profile"]
     runs = plan(wanted, profile, seeds, given, sweeps, **places)
     folder, kind, how = batch_options(o)
     if o["dry_run"]: return show_plan(runs, folder, o["force"])
@@ -86,6 +89,7 @@ def add_run(app):
         all: A[bool, O("--all", help="Every technique.")] = False, family: A[str, O(help="All of a family.")] = "",
         seeds: A[str, O(help="0-4 or 0,2,7.", show_default=False)] = "",
         p: A[list[str], O("-p", help="name=value; may be repeated.")] = None,
+        lesson: A[bool, O("--lesson", help="The lesson instead of its reproductions.")] = False,
         sweep: A[list[str], O(help="name=a,b,c; several make a grid.")] = None,
         dry_run: A[bool, O("--dry-run", help="Only explain.")] = False,
         profile: Profile = "", model: Model = "", data: Data = "", columns: Columns = "", out: Out = "",
@@ -95,31 +99,23 @@ def add_run(app):
         records = run(locals())
         raise typer.Exit(any(r["status"] != "ok" for r in records or ()))
 
-# %% ../../nbs/cli/run.ipynb #5e7b876f
-def essential(argv): # words of a command line
-    "The words that decide what is measured."
-    valued, words, out = ("--out", "--jobs", "-j", "--executor", "--address", "--timeout"), iter(argv), []
-    for word in words:
-        if word in valued: next(words, None)  # its value goes too
-        elif word not in ("--json", "--quiet", "-q") and word.partition("=")[0] not in valued: out.append(word)
-    return out
-
 # %% ../../nbs/cli/run.ipynb #f827dd25
-CONFIRM = "Examples: slmkit confirm step_by_step · slmkit confirm step_by_step --profile gpu --model ./flan-t5-base"
+CONFIRM = "Examples: slmkit confirm step_by_step · slmkit confirm low_rank merging -j 2 · " \
+          "slmkit confirm step_by_step --profile gpu --model ./flan-t5-base"
+Anyway = _option(bool, "--anyway", help="Confirm even what build seeds say can't be decided; the ledger says so.")
+OneBase = _option(bool, "--one-base", help="Leave the second base model out.")
 def add_confirm(app):
     @app.command("confirm", epilog=CONFIRM)
-    def _confirm(technique: str, profile: Profile = "", model: Model = "", data: Data = "", columns: Columns = "",
+    def _confirm(techniques: list[str], profile: Profile = "", model: Model = "", data: Data = "",
+        columns: Columns = "",
         out: Out = "", jobs: Jobs = None, executor: Executor = "", address: Address = "", timeout: Timeout = 0,
-        quiet: Quiet = False,
-        extend: A[bool, typer.Option("--extend", help="Seeds 110-119, after an inconclusive ten.")] = False,
-        json: Json = False):
-        "Run the ten confirm seeds (100-109) and write the verdict into the ledger."
+        quiet: Quiet = False, anyway: Anyway = False, one_base: OneBase = False, json: Json = False):
+        "Run the confirm seeds of techniques and write their verdicts into the ledger; the same command goes on."
         folder, kind, how = batch_options(locals())
-        profile, command = profile or kit_settings()["profile"], " ".join(["slmkit", *essential(sys.argv[1:])])
-        records, path = confirm(technique, profile, folder, model, data, columns, extend, command,
-            console=Console(kind), **how)
-        if path and kind == "rich": print(f"published in {path}")
-        raise typer.Exit(any(r["status"] != "ok" for r in records))
+        queue = confirm(techniques, profile or kit_settings()["profile"], folder, model, data, columns,
+            anyway=anyway, one_base=one_base, console=Console(kind), **how)
+        if kind != "json": print("\n".join(queue.lines))
+        raise typer.Exit(queue.failed)
 
 # %% ../../nbs/cli/run.ipynb #55e35077
 def status_text(folder): # run folder
@@ -139,7 +135,8 @@ def verbs(app): # typer.Typer
     add_confirm(app)
     @app.command("status", epilog="Examples: slmkit status · slmkit status runs")
     def _status(folder: str = typer.Argument("", help="Run folder; runs where none is given.", show_default=False)):
-        "What a run folder holds: runs by status, and each failure with its cause."
-        lines, failed = status_text(runs_folder(folder))
-        print("\n".join(lines))
+        "What a run folder holds, each failure with its cause, and what the ledger's verdicts still lack."
+        where = runs_folder(folder)
+        lines, failed = status_text(where) if folder or is_run_folder(where) else ([], False)
+        print("\n".join([*lines, *(left() if not folder else [])]))
         raise typer.Exit(failed)

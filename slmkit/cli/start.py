@@ -18,8 +18,9 @@ from ..verdicts.report import claim_rows, ledger_text, mine_text, write
 def three_lines(row): # of slmkit.verdicts.report.claim_rows
     "The result as text."
     control = "" if row["control"] is None else f"; control {row['control']:.3g}"
+    least = "" if row["least"] is None else f"; {row['least']:g} counts"
     where = f" ({row['ledger_n']} confirm seeds, {row['ledger_hardware']})" if row.get("ledger_label") else ""
-    return [f"claim           {row['claim']}: {row['says']} ({row['metric']}; {row['least']:g} counts)",
+    return [f"claim           {row['claim']}: {row['says']} ({row['metric']}{least})",
             f"this machine    {mine_text(row)}{control}; build seeds, so no verdict",
             f"shipped ledger  {ledger_text(row)}{where}"]
 

@@ -63,7 +63,9 @@ def draw_marks(
     zero, spread = zero_of(spec), spec.get("tolerance") if spec["kind"] in ("equality", "coverage") else None
     ax.axvline(zero, color="black", linewidth=1)
     if spread: ax.axvspan(zero - spread, zero + spread, color=GREEN, alpha=.15)
-    if spec.get("margin"): mark(ax, -spec["margin"], f"as good as, down to {-spec['margin']:g}", ORANGE)
+    if margin := spec.get("margin"):
+        mark(ax, -margin, f"as good: above {-margin:g}, control above {2*margin:g}", ORANGE)
+        ax.axvline(2*margin, ymax=.5, color=ORANGE, linewidth=1.5, linestyle=":")
     if spec.get("least"): mark(ax, spec["least"], f"least that counts: {spec['least']:g}", ORANGE)
 
 # %% ../../nbs/core/14_figures.ipynb #98914711

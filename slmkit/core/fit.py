@@ -7,14 +7,18 @@ Docs: https://slmkit.github.io/slmkit/core/fit.html.md"""
 # %% auto #0
 __all__ = ['FILL', 'encode_seq2seq', 'encode_causal', 'is_encoder_decoder', 'kind_of', 'encode_texts', 'encode_masked',
            'rows_for', 'encode_lm', 'collate', 'row_length', 'batches', 'batches_by_length', 'count_tokens',
-           'parameter_groups', 'to_device', 'optimizer_step', 'lm_loss', 'fit', 'finish_history', 'fresh_copy']
+           'parameter_groups', 'to_device', 'optimizer_step', 'lm_loss', 'label_loss', 'float32_where_trained', 'fit',
+           'train', 'finish_history', 'fresh_copy']
 
 # %% ../../nbs/core/07_fit.ipynb #b843547e
 import copy, itertools, random, time
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 import torch
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from .settings import KitError, seed_everything
+from .trunk import Trunk
 
 # %% ../../nbs/core/07_fit.ipynb #1d29ba81
 def encode_seq2seq(
@@ -205,6 +209,29 @@ def lm_loss(
     "Mean cross-entropy of the batch's labels in nats a token; labels of -100 are not counted."
     return model(**batch).loss
 
+# %% ../../nbs/core/07_fit.ipynb #5c830b1d
+def label_loss(
+    model, # a decoder
+    batch, # as of `lm_loss`
+):
+    "The loss of `lm_loss`, its head computed only at the places before a label."
+    wanted = batch["labels"][:, 1:]
+    here = wanted >= 0
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0][:, :-1][here],))
+    try: logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    finally: hook.remove()
+    return cross_entropy(logits.float(), wanted[here])
+
+# %% ../../nbs/core/07_fit.ipynb #19e5c36e
+@contextmanager
+def float32_where_trained(model): # any
+    "While it lasts, 16-bit weights that are trained are float32; gives whether there are any."
+    half = {p: p.dtype for p in model.parameters() if p.requires_grad and p.element_size() < 4}
+    for p in half: p.data = p.data.float()
+    try: yield bool(half)
+    finally:
+        for p, dtype in half.items(): p.data = p.data.to(dtype)
+
 # %% ../../nbs/core/07_fit.ipynb #09ee253b
 def fit(
     model,       # a PreTrainedModel, trained in place
@@ -216,16 +243,24 @@ def fit(
     relative_lr=False, # learning rate relative to each matrix' scale, see `parameter_groups`
     bf16=False,  # compute the loss in bfloat16 where PyTorch finds that safe (autocast); the weights stay float32
     progress=True,    # show progress
+    trunk=None,  # layers of a decoder, from the first, that are computed once a row; `lm_loss` is then `label_loss`
 ):
     "Train with AdamW; gives `.loss` (one a step), `.steps`, `.tokens`, `.compute` (parameters × tokens), `.seconds`."
     if not steps and not tokens: raise KitError("fit: say how long: steps=... or tokens=...")
-    opt = torch.optim.AdamW(parameter_groups(model, relative_lr), lr=lr, weight_decay=0., fused=True)
+    if trunk is not None and loss is lm_loss: loss = label_loss
+    with float32_where_trained(model) as half, Trunk(model, trunk) if trunk is not None else nullcontext():
+        opt = torch.optim.AdamW(parameter_groups(model, relative_lr), lr=lr, weight_decay=0., fused=True)
+        return train(model, opt, loss, data, steps, tokens, (lr, warmup, clip), bf16 or half, progress)
+
+# %% ../../nbs/core/07_fit.ipynb #cb4dbe32
+def train(model, opt, loss, data, steps, tokens, rates, bf16, progress): # as `fit` gives them
+    "The loop of `fit`; gives its history."
     h, start, done = SimpleNamespace(loss=[], steps=0, tokens=0), time.time(), 0.
     with tqdm(total=100, disable=not progress, unit="%", leave=False, delay=2) as progress:
         while done < 1:
             batch = to_device(next(data), model.device)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16): value = loss(model.train(), batch)
-            optimizer_step(model, opt, value, done, lr, warmup, clip)
+            optimizer_step(model, opt, value, done, *rates)
             h.loss.append(value.item()); h.steps += 1; h.tokens += count_tokens(batch, is_encoder_decoder(model))
             done = h.steps/steps if steps else h.tokens/tokens
             progress.update(min(100, int(100*done)) - progress.n)

@@ -9,7 +9,7 @@ __all__ = ['PEFT_NAME', 'TASK_TYPES', 'PLAIN', 'LoRALinear', 'targeted', 'inject
            'save_peft', 'read_peft', 'load_peft']
 
 # %% ../../nbs/core/31_lora.ipynb #6f495e96
-import json, math
+import json, math, re
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
@@ -30,24 +30,33 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.linear = linear.requires_grad_(False)
         self.scale = alpha/rank
-        self.A = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
-        self.B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        kept = dict(dtype=torch.promote_types(linear.weight.dtype, torch.float32))  # 16 bits lose small updates
+        self.A = nn.Parameter(linear.weight.new_empty(rank, linear.in_features, **kept))
+        self.B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank, **kept))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as nn.Linear draws its weight, and peft its A
-    def forward(self, x): return self.linear(x) + self.scale*(x @ self.A.T @ self.B.T)
+    def forward(self, x):
+        y = self.linear(x)
+        return y + (self.scale*(x.to(self.A.dtype) @ self.A.T @ self.B.T)).to(y.dtype)
 
 # %% ../../nbs/core/31_lora.ipynb #e841b15c
 def targeted(
     model,   # any
     targets, # list of str, names of layers or ends of names; None = every linear layer but the output head
+    layers=None, # numbers of the decoder's or encoder's layers; None = all
 ):
-    "{name: nn.Linear} of the layers to adapt. Raises KitError where a target fits no layer."
-    if targets is None: return linear_layers(model)
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    "{name: nn.Linear} of the layers to adapt. Raises KitError where a target or a number fits no layer."
+    found = linear_layers(model) if targets is None else \
+        {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     fits = lambda name, target: f".{name}".endswith(f".{target}")
-    for t in targets:
+    for t in targets or ():
         if not any(fits(n, t) for n in found):
             raise KitError(f"lora: no linear layer of {type(model).__name__} is {t!r}")
-    return {n: m for n, m in found.items() if any(fits(n, t) for t in targets)}
+    chosen = {n: m for n, m in found.items() if targets is None or any(fits(n, t) for t in targets)}
+    if layers is None: return chosen
+    numbers = {n: int(m[1]) for n in chosen if (m := re.search(r"\.(\d+)\.", n))}
+    if unknown := set(layers) - set(numbers.values()):
+        raise KitError(f"lora: no layer {min(unknown)} of {type(model).__name__} has such linear layers")
+    return {n: chosen[n] for n, number in numbers.items() if number in layers}
 
 # %% ../../nbs/core/31_lora.ipynb #45ff7924
 def inject(
@@ -55,10 +64,11 @@ def inject(
     targets=None, # list of str, names of layers or ends of names; None = every linear layer but the output head
     rank=8,      # r
     alpha=None,  # scale of the change, over the rank; None = the rank, a scale of one
+    layers=None, # numbers of the layers to adapt, such as range(20, 30) above `fit(trunk=20)`; None = all
 ):
     "Put a `LoRALinear` in the place of each targeted layer; gives {name: LoRALinear}."
     if rank < 1: raise KitError(f"lora: rank={rank}: at least 1 is needed")
-    chosen = targeted(model, targets)
+    chosen = targeted(model, targets, layers)
     model.requires_grad_(False)
     layers = {name: LoRALinear(linear, rank, alpha or rank) for name, linear in chosen.items()}
     for name, layer in layers.items(): model.set_submodule(name, layer)

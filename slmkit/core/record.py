@@ -154,8 +154,9 @@ def write_line(obj):
 def opened(
     line, # of the runner's file
 ):
-    "One dict a claim (name, number, control, the arms it used ...); a line of one claim as it is."
+    "One dict a claim (name, number, control, all arms, which it reads ...); a line of one claim as it is."
     if "claims" not in line: return [line]
     shared = {k: line.get(k) for k in ("seed", "rows", "n_rows", "profile", "model", "data")}
-    return [dict(claim=n, value=c["value"], control=c["control"], arms={k: line["arms"][k] for k in c["uses"]},
-                 spec=c["spec"], **shared) for n, c in line["claims"].items()]
+    kept = dict(arms=line["arms"], masks=line.get("masks") or {})
+    own = lambda c: dict(value=c["value"], control=c["control"], reads=c["uses"], spec=c["spec"])
+    return [dict(claim=n, **own(c), **kept, **shared) for n, c in line["claims"].items()]

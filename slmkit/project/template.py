@@ -1,4 +1,4 @@
-"""`slmkit new` starts a notebook from the template.
+"""`slmkit new` starts a technique's two notebooks from templates.
 
 Docs: https://slmkit.github.io/slmkit/project/template.html.md"""
 
@@ -10,22 +10,28 @@ __all__ = ['new']
 # %% ../../nbs/project/template.ipynb #f92931c7
 import keyword
 from pathlib import Path
+import slmkit
 from ..core.settings import KitError, package_folder
 from ..files import write
-from ..run.notebooks import TECHNIQUES, project
+from .sync import clean
+from ..run.notebooks import TECHNIQUES, halves, project
 
 # %% ../../nbs/project/template.ipynb #4ba9623d
 def new(
     technique, # family/name, such as distill/my_idea
     root=None, # the project
 ):
-    "Start `nbs/<family>/<name>.ipynb` from the template; refuses to overwrite. Gives its path."
+    "Start a technique's lesson and reproduction from the templates; refuses to overwrite. Gives their paths."
     root = project(root)
     family, _, name = technique.partition("/")
-    if family not in TECHNIQUES or not name.isidentifier() or keyword.iskeyword(name):
+    if family not in TECHNIQUES or not name.isidentifier() or keyword.iskeyword(name) or halves(name)[1] is not None:
         raise KitError(f"new: {technique!r} is not family/name: the families are {', '.join(TECHNIQUES)}, the name "
                        "is letters, digits and _, such as distill/my_idea")
-    path = Path(root, "nbs", family, f"{name}.ipynb")
-    if path.exists(): raise KitError(f"new: {path.relative_to(root)} exists already: choose another name")
-    text = (package_folder()/"project/template.ipynb").read_text(encoding="utf-8")
-    return write(path, text.replace("FAMILY", family).replace("NAME", name))
+    places = dict(lesson=f"{name}.ipynb", reproduction=f"{name}_repro.ipynb")
+    for path in (Path(root, "nbs", family, p) for p in places.values()):
+        if path.exists(): raise KitError(f"new: {path.relative_to(root)} exists already: choose another name")
+    filled = lambda text: text.replace("FAMILY", family).replace("NAME", name).replace("VERSION", slmkit.__version__)
+    template = lambda kind: (package_folder()/f"project/{kind}.ipynb").read_text(encoding="utf-8")
+    made = [write(Path(root, "nbs", family, p), filled(template(kind))) for kind, p in places.items()]
+    for path in made: clean(path)  # evaluates the lesson's live cells
+    return made

@@ -140,12 +140,14 @@ def make_shell(outputs): # Outputs
     "A fresh CaptureShell with inline figures whose outputs go to `outputs`."
     from execnb.shell import CaptureShell
     from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.pylabtools import select_figure_formats
     class Shell(CaptureShell):
         displayhook_class, display_pub_class = _hooks(outputs.add)
         showtraceback, showsyntaxerror = InteractiveShell.showtraceback, InteractiveShell.showsyntaxerror
         def _showtraceback(self, etype, evalue, stb):
             outputs.add(dict(output_type="error", ename=etype.__name__, evalue=str(evalue), traceback=list(stb)))
     shell = Shell(mpl_format="png")
+    select_figure_formats(shell, "png", dpi=72, metadata=dict(Software=None), pil_kwargs=dict(optimize=True))
     shell.close()
     return shell
 

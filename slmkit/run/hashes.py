@@ -16,7 +16,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from ..core.real import model_hash, real_models
 from ..core.settings import default_model, directives, package_folder
-from .notebooks import profiles, read, settings_call, sources
+from .notebooks import profiles, read, record_name, settings_call, sources
 
 # %% ../../nbs/run/hashes.ipynb #4ecd28e8
 def _body(node):
@@ -73,7 +73,7 @@ class Library:
         return _module(path, full if inside else full.rpartition(".")[0], path.stat().st_mtime_ns)
 
 # %% ../../nbs/run/hashes.ipynb #aa5e0009
-NO_NUMBERS = "core.figures", "core.claims", "core.judge", "run", "verdicts"
+NO_NUMBERS = "core.figures", "core.claims", "core.judge", "core.page", "run", "verdicts"
 def _silent(full): return any(f"{full}.".partition(".")[2].startswith(f"{n}.") for n in NO_NUMBERS)
 
 # %% ../../nbs/run/hashes.ipynb #aa5e0011
@@ -219,7 +219,7 @@ def tuning_hash(
     at,   # of `resolved`
 ):
     "{file name: hash} of the tuning file of this technique, model and data, {} where there is none."
-    technique = re.sub(r"_repro(_\w+)?$", "", Path(path).stem)
+    technique = Path(record_name(path)).name.removesuffix(".lesson")
     name = ".".join(Path(str(x)).name for x in (technique, at["model"], at["data"]) if x) + ".json"
     file = package_folder()/"tuning"/name
     return {f"tuning {name}": place_hash(file)} if file.is_file() else {}

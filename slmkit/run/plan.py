@@ -15,7 +15,8 @@ from ..core.checkpoint import check_files
 from ..core.real import real_folder, real_models
 from ..core.settings import PROFILES, KitError, nearest, package_folder, project_root
 from .hashes import GIVEN, hashes_and_parts, resolved
-from .notebooks import find, grid, parameters, pick, profiles, read, split_values, techniques, validate
+from .notebooks import (experiments, grid, lessons, parameters, pick, profiles, read, record_name,
+                                  split_values, techniques, validate)
 from .records import changed_since, lookup, reading, run_id, without_hashes
 
 # %% ../../nbs/run/plan.ipynb #82c249ad
@@ -41,11 +42,12 @@ def chosen(
     all=False, # every technique
     family="", # every technique of a family
     root=None, # the project
+    lesson=False, # the lessons instead of the experiments
 ):
     "List of (name, path). KitError where nothing is chosen or a name is unknown."
-    known = techniques(root)
+    known = {record_name(p): p for p in lessons(root).values()} if lesson else techniques(root)
     if family: pick(family, {k.partition("/")[0] for k in known}, "--family: no family")
-    found = [find(n, root) for n in names or ()]
+    found = [pair for n in names or () for pair in experiments(n, root, lesson)]
     found += [(k, p) for k, p in known.items() if all or family and k.startswith(family + "/")]
     short = [k.rpartition("/")[2] for k in known]
     if not found: raise KitError(f"name a technique, --family or --all{nearest('', short)}")

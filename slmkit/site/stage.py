@@ -6,22 +6,25 @@ Docs: https://slmkit.github.io/slmkit/site/stage.html.md"""
 
 # %% auto #0
 __all__ = ['KEPT', 'LONG', 'HIDDEN', 'CALLING', 'REPOSITORY', 'address', 'is_lesson', 'text', 'library', 'code', 'markdown',
-           'only_imports', 'fold_of', 'exercise_cells', 'staged_cell', 'run_page', 'run_technique', 'with_outputs',
-           'module_of', 'links', 'staged', 'plain_text', 'toctree', 'family_page', 'contents', 'Stage', 'head',
-           'stage_reference', 'stage_assets', 'stage_lists', 'stage_notebook', 'in_reading_order', 'rows_in_order',
-           'stage', 'for_quarto', 'ForReaders']
+           'only_imports', 'fold_of', 'exercise_cells', 'question_cell', 'staged_cell', 'run_page', 'run_technique',
+           'with_outputs', 'module_of', 'links', 'staged', 'plain_text', 'toctree', 'family_page', 'contents', 'Stage',
+           'measured_in', 'head', 'stage_reference', 'stage_assets', 'stage_lists', 'stage_notebook',
+           'in_reading_order', 'rows_in_order', 'stage', 'for_quarto', 'ForReaders']
 
 # %% ../../nbs/site/stage.ipynb #1853fd63
 import ast, json, re, tempfile
 from pathlib import Path
 from nbdev.process import Processor
-from ..core.settings import KitError, directives, kit_settings, package_folder
+from ..core.settings import KitError, directives, kit_settings, package_folder, project_root
 from ..files import write
-from ..lab.lab import exercises_of, stub
+from ..lab.lab import ANSWER, KINDS, exercises_of, questions_of, stub
+from ..project.page import is_live, live_words
 from ..project.sync import NAMES
-from ..run.notebooks import KIT, MARKERS, TECHNIQUES, bare, declared, load, notebooks, project, title
+from ..run.notebooks import (KIT, MARKERS, TECHNIQUES, bare, declared, first_edition, halves, load, notebooks,
+                                  project, record_name, reproductions, title)
 from .evidence import evidence
 from .reference import documented, module_page, signature
+from ..verdicts.figure import filled
 from ..verdicts.table import rows as verdict_rows
 
 # %% ../../nbs/site/stage.ipynb #4ac25167
@@ -35,12 +38,13 @@ def is_lesson(name): # below nbs/
     return name.split("/")[0] in TECHNIQUES
 
 # %% ../../nbs/site/stage.ipynb #d1c4ef0f
-KEPT = re.compile(r"(```.*?```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$[^$]*\$)", re.S | re.M)
+KEPT = re.compile(r"(```.*?```|^#.*?$|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$|\$[^$]*\$)", re.S | re.M)
 def text(source, known): # Markdown, name -> its full name
-    "Markdown with links to staged notebooks and to names of the library."
+    "Markdown with links to notebooks and to names of the library; a displayed formula is a paragraph of its own."
     role = lambda m: f"{{py:obj}}`{m[1]} <{known[m[1]]}>`" if m[1] in known else m[0]
     parts = KEPT.split(source)
     parts[::2] = [re.sub(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", role, p) for p in parts[::2]]
+    parts[1::2] = [f"\n\n{p}\n\n" if p.startswith("$$") else p for p in parts[1::2]]
     return re.sub(r"(\]\([\w./]*?)\d+_(\w+\.ipynb)", r"\1\2", "".join(parts))
 
 # %% ../../nbs/site/stage.ipynb #9468e975
@@ -55,9 +59,12 @@ def library(root): # the project
     return modules, once | {m.removeprefix("slmkit."): m for m in modules} | {m: m for m in modules}
 
 # %% ../../nbs/site/stage.ipynb #de4da1b1
-def code(source, outputs=(), fold=""):
-    "A code cell; with `fold` its source stands behind these words."
+def code(source, outputs=(), fold="", marks={}):
+    "A code cell; with `fold` its source stands behind these words; `fig-alt` and `fig-cap` say what its picture shows."
     meta = dict(tags=["hide-input"], mystnb=dict(code_prompt_show=fold, code_prompt_hide=fold)) if fold else {}
+    picture = dict(image=dict(alt=marks.get("fig-alt")), figure=dict(caption=marks.get("fig-cap")))
+    picture = {k: v for k, v in picture.items() if all(v.values())}
+    if picture: meta["mystnb"] = meta.get("mystnb", {}) | picture
     return dict(cell_type="code", execution_count=None, metadata=meta, source=source, outputs=list(outputs))
 
 # %% ../../nbs/site/stage.ipynb #68c50826
@@ -91,25 +98,34 @@ def exercise_cells(e, outputs=()): # slmkit.lab.lab.Exercise, outputs of its cel
     return [markdown(f"```{{admonition}} Exercise\n:class: tip\n{asked}{hint}\n```"), code(stub(e)),
             code(MARKERS.sub("", bare(e.source)), outputs, fold="Solution")]
 
+# %% ../../nbs/site/stage.ipynb #1f89c61b
+def question_cell(q, known): # slmkit.lab.lab.Question, of `library`
+    "The cell that stands for a question; its model answer is shown nowhere."
+    asked = f"*{KINDS[q.kind].capitalize()}: {q.points:g} points, {q.minutes} minutes, difficulty {q.difficulty} of 3.*"
+    return markdown(f"````{{admonition}} Exercise\n:class: tip\n{asked}\n\n{text(q.text, known).strip()}\n````")
+
 # %% ../../nbs/site/stage.ipynb #8ac9b64a
-HIDDEN = {"hide", "hidden", "default_exp", "exec_doc"}
+HIDDEN = {"hide", "hidden", "default_exp", "exec_doc", "headline"}
 def staged_cell(c, lesson, known): # a cell, whether it is of a technique's notebook, of `library`
     "The cells that stand for one: none for what is hidden or empty."
     source = "".join(c["source"])
-    if c["cell_type"] != "code": return [markdown(text(source, known))]
+    if c["cell_type"] != "code": return [] if ANSWER.match(source) else [markdown(text(source, known))]
+    if is_live(c): return [markdown(text(live_words(source, "a live cell").text, known))]
     marks, tags, shown = directives(source), c["metadata"].get("tags", []), MARKERS.sub("", bare(source)).strip("\n")
     if HIDDEN & set(marks) or "injected-parameters" in tags or not shown.strip(): return []
-    cell = code(shown, c["outputs"], fold_of(shown, marks, tags) if lesson else "")
+    cell = code(shown, c["outputs"], fold_of(shown, marks, tags) if lesson else "", marks)
     if marks.get("echo") == "false": cell["metadata"] = dict(tags=["remove-input"])
     return [cell]
 
 # %% ../../nbs/site/stage.ipynb #96c15d3e
 CALLING = ["index", "techniques", "field", "ledger", "labs", "zoo"]
 def run_page(nb, name, root): # notebook as a dict, its name for messages, the project, where it runs
-    "The notebook's cells with outputs."
+    "The notebook with what the ledger says in its texts, and with its cells' outputs."
     from execnb.shell import CaptureShell
     from fastcore.xtras import working_directory
     shell = CaptureShell(mpl_format=None)
+    for c in nb["cells"]:
+        if c["cell_type"] == "markdown": c["source"] = filled("".join(c["source"]), root)
     with working_directory(root):
         for c in (c for c in nb["cells"] if c["cell_type"] == "code"):
             c["outputs"] = [dict(o) for o in shell.run("".join(c["source"]))]
@@ -132,7 +148,7 @@ def with_outputs(path, name, root, only, run): # a notebook, family/name, and as
     if only and name not in only: return nb
     if name in CALLING: return run_page(nb, name, root)
     empty = not any(c.get("outputs") for c in nb["cells"])
-    return run_technique(path) if run and empty and is_lesson(name) else nb
+    return run_technique(path) if run and empty and is_lesson(name) and first_edition(path) else nb
 
 # %% ../../nbs/site/stage.ipynb #19c010e7
 def module_of(nb): # notebook as a dict
@@ -166,9 +182,10 @@ def staged(
     "The notebook for Sphinx, as a dict."
     lesson, cells = is_lesson(name), nb["cells"]
     given = [(c["cell_type"], "".join(c["source"])) for c in cells]
-    exercises = {e.cell: e for e in exercises_of(given, name)} if lesson else {}
-    shown = [exercise_cells(exercises[i], c["outputs"]) if i in exercises else staged_cell(c, lesson, known)
-             for i, c in enumerate(cells)]
+    tasks, asked = (exercises_of(given, name), questions_of(given, name)) if lesson else ([], [])
+    replaced = {e.cell: exercise_cells(e, cells[e.cell]["outputs"]) for e in tasks}
+    replaced |= {q.cell: [question_cell(q, known)] for q in asked}
+    shown = [replaced[i] if i in replaced else staged_cell(c, lesson, known) for i, c in enumerate(cells)]
     out = enumerate([*shown[0], *([markdown(more)] if more else []), *sum(shown[1:], [])])
     meta = dict(language_info=dict(name="python", pygments_lexer="python"))
     return dict(cells=[c | dict(id=f"c{i}") for i, c in out], metadata=meta, nbformat=4, nbformat_minor=5)
@@ -220,10 +237,19 @@ class Stage:
         return sorted(there - self.names)
 
 # %% ../../nbs/site/stage.ipynb #2c29c8bc
-def head(s, nb, name, rows): # Stage, notebook, its name below nbs/, rows of the verdict table
-    "What stands under a notebook's title: its links; for a technique also its command and what was measured."
-    out, technique = [links(nb, name, kit_settings(s.root).get("repository", REPOSITORY))], name.removesuffix(".ipynb")
+def measured_in(lesson, pages): # path of a notebook, staged name -> (title, sentence)
+    "Links from a lesson to its reproductions, whose pages hang below its own."
+    names = [p.stem for p in reproductions(lesson)]
+    links = [f"[{pages[f'{lesson.parent.name}/{n}.ipynb'][0]}]({n}.ipynb)" for n in names]
+    return f"Its claims, and what was measured: {', '.join(links)}\n\n{toctree(names)}"
+
+# %% ../../nbs/site/stage.ipynb #4d3d7e33
+def head(s, nb, name, rows, pages): # Stage, notebook, its name below nbs/, rows of the verdict table, as `measured_in`
+    "What stands under a notebook's title: links; for a technique its command, and what was measured or where."
+    out, path = [links(nb, name, kit_settings(s.root).get("repository", REPOSITORY))], Path(s.root, "nbs", name)
     if not is_lesson(name): return out[0]
+    if halves(path)[1] is None and reproductions(path): return "\n\n".join([*out, measured_in(path, pages)])
+    technique = record_name(path)
     out.append(f"```\nslmkit run {technique} --profile cpu\n```")
     out.append(evidence(technique, [r for r in rows if r["technique"] == technique], s.folder))
     s.names.update(re.findall(r"figures/[^)]+", out[-1]))
@@ -249,9 +275,10 @@ def stage_assets(s):
 
 # %% ../../nbs/site/stage.ipynb #54a8d399
 def stage_lists(s, pages):
-    "Stage the page of each family."
-    for f in dict.fromkeys(n.split("/")[0] for n in pages if "/" in n):
-        s.put(f"{f}/index.md", family_page(f, {n: p for n, p in pages.items() if n.startswith(f + "/")}))
+    "Stage the page of each family; a reproduction is listed by its lesson."
+    shown = {n: p for n, p in pages.items() if not (is_lesson(n) and halves(n)[1] is not None)}
+    for f in dict.fromkeys(n.split("/")[0] for n in shown if "/" in n):
+        s.put(f"{f}/index.md", family_page(f, {n: p for n, p in shown.items() if n.startswith(f + "/")}))
 
 # %% ../../nbs/site/stage.ipynb #35f8ffb5
 def stage_notebook(s, nb, name, known, more): # Stage, notebook, its name below nbs/, and as for `staged`
@@ -289,7 +316,7 @@ def stage(
         page = name.removesuffix(".ipynb")
         if only and page in CALLING[1:] and page not in only and s.keep(name, f"extra/{page}.html.md"): continue
         nb = with_outputs(path, page, root, only, run)
-        more = contents(list(pages)) if page == "index" else head(s, nb, name, rows) if "/" in name else ""
+        more = contents(list(pages)) if page == "index" else head(s, nb, name, rows, pages) if "/" in name else ""
         stage_notebook(s, nb, name, known, more)
     stage_lists(s, pages)
     stage_reference(s, modules, homes)
@@ -300,16 +327,19 @@ def stage(
 def for_quarto(cell, lesson): # of nbdev's, changed in place; whether it is of a technique's notebook
     "Hide, show or run a cell by its directives."
     marks = cell.directives_
-    if "hidden" in marks: marks["hide"] = ""
+    if {"hidden", "headline"} & set(marks): marks["hide"] = ""
+    if "live" in marks: marks["echo"] = "false"
     if lesson and "export" in marks: marks["exports"] = marks.pop("export")
     if not {"export", "exports", "exec_doc"} & set(marks) and not only_imports(cell.source): marks["eval"] = "false"
     cell.source = MARKERS.sub("", cell.source)
 
 # %% ../../nbs/site/stage.ipynb #747e7ceb
 class ForReaders(Processor):
-    "A processor of nbdev that says what its others do with each code cell."
+    "A processor of nbdev that says what its others do with each code cell, and fills in what the ledger says."
     def __init__(self, nb):
         self.nb, lesson = nb, Path(nb.path_).parent.name in TECHNIQUES
         for c in nb.cells:
             if c.cell_type == "code": for_quarto(c, lesson)
+            elif ANSWER.match(c.source): c.source = ""
+            else: c.source = filled(c.source, project_root())
     def __call__(self, cell): pass

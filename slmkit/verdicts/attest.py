@@ -1,4 +1,4 @@
-"""When code changes, one seed of each published entry is run again, in place of all.
+"""When code changes, a few seconds of each published entry are run again, or one seed, in place of all.
 
 Docs: https://slmkit.github.io/slmkit/verdicts/attest.html.md"""
 
@@ -6,26 +6,29 @@ Docs: https://slmkit.github.io/slmkit/verdicts/attest.html.md"""
 
 # %% auto #0
 __all__ = ['check_rerun', 'reattest', 'beside_prediction', 'compare_rerun', 'has_run', 'attest', 'planned', 'rerun', 'next_seed',
-           'in_turn', 'to_rerun', 'rerun_all']
+           'in_turn', 'to_rerun', 'rerun_all', 'fingerprint', 'by_fingerprint', 'smoke_run', 'whole_seed', 'attest_one',
+           'attest_all']
 
-# %% ../../nbs/verdicts/attest.ipynb #bea67cff
+# %% ../../nbs/verdicts/attest.ipynb #06fa5afc
 import tempfile
+from tqdm.auto import tqdm
 from ..core.claims import same
 from ..core.judge import check_hashes, prediction
 from ..core.settings import KitError, same_class
 from ..files import whole
 from ..run.batch import execute, here
-from ..run.plan import chosen, plan
-from .ledger import ONE, dump, file_of, ours, setting, short, today
+from ..run.notebooks import find
+from ..run.plan import plan
+from .entry import ONE, dump, file_of, fold_run, ours, records_of, setting, short, today
 
-# %% ../../nbs/verdicts/attest.ipynb #dde60370
+# %% ../../nbs/verdicts/attest.ipynb #11088be7
 def check_rerun(
     entry,  # of the ledger
     record, # of one of its seeds, run again
 ):
     "The entry's own run of that seed. KitError where the rerun failed, or can't be compared with it."
     where = f"{entry['technique']}: canary"
-    old = next((r for r in entry["runs"] if r["seed"] == record.get("seed")), None)
+    old = next((r for r in records_of(entry) if r["seed"] == record.get("seed")), None)
     if not old: raise KitError(f"{where}: seed {record.get('seed')} is not in the entry")
     if record.get("status", "ok") != "ok":
         raise KitError(f"{where}: the run of seed {record['seed']} failed: nothing is attested")
@@ -74,6 +77,8 @@ def compare_rerun(
         return f"{there}: {beside_prediction(entry, record)}", None, False
     new = reattest(entry, record)
     differ = ", ".join(n for n, ok in new["attested"][-1]["agree"].items() if not ok)
+    if differ and entry["hardware"] != record["hardware"]:  # an older entry, whose processor's maker isn't known
+        return f"{where}: perhaps another maker's processor: {beside_prediction(entry, record)}", None, False
     if entry["hashes"] == record["hashes"]:
         said = f"DIFFERS from the ledger on the same code: {differ}" if differ else "equal"
         return f"{where}: {said}", None, bool(differ)
@@ -110,7 +115,7 @@ def attest(
 # %% ../../nbs/verdicts/attest.ipynb #bd33f29f
 def planned(entry, seed): # of the ledger, one of its seeds
     "The run of one seed with today's code, as the runner plans it. KitError where something is not at hand."
-    wanted = chosen([entry["technique"]])
+    wanted = [find(entry["technique"])]
     [run] = plan(wanted, entry["profile"], [seed])
     places = {k: entry[k] for k in ("model", "data") if short(run[k]) != entry[k]}
     return plan(wanted, entry["profile"], [seed], **places)[0] if places else run
@@ -166,5 +171,74 @@ def rerun_all(
             continue
         found, differs = attest([run(todo)], folder)
         lines += found
+        bad = bad or differs
+    return lines, bad
+
+# %% ../../nbs/verdicts/attest.ipynb #9977bcee
+def fingerprint(record): # of the entry's first seed at smoke
+    "What a run at smoke gave, without seconds: dict of seed, hardware, claims, arms once, and each claim's own."
+    plain = {n: c for n, c in record["claims"].items() if c["spec"]["kind"] != "cost"}
+    if not plain: return dict(seed=record["seed"], hardware=record["hardware"], claims=[], arms={}, own={})
+    run = fold_run(record | dict(claims=plain))
+    counted = lambda arms: {k: v for k, v in arms.items() if "second" not in k}
+    own = {n: counted(c["arms"]) for n, c in run["claims"].items() if "arms" in c}
+    return dict(seed=record["seed"], hardware=record["hardware"], claims=sorted(plain), arms=counted(run["arms"]),
+        own=own)
+
+# %% ../../nbs/verdicts/attest.ipynb #4c199267
+def by_fingerprint(
+    entry,  # of the ledger
+    found,  # `fingerprint` of today's code
+    hashes, # of today's code at the entry's profile
+):
+    "(line to read, the entry for today's hashes or None where its fingerprint is another, or can't be compared)."
+    where, old = f"{entry['technique']} ({entry['profile']})", entry.get("fingerprint")
+    if not old: return f"{where}: no fingerprint yet", None
+    if old["hardware"] != found["hardware"]:
+        return f"{where}: its fingerprint is of {old['hardware']}, this is {found['hardware']}", None
+    if old != found: return f"{where}: another fingerprint", None
+    line = dict(date=today(), seed=found["seed"], **hashes, agree=dict.fromkeys(found["claims"], True),
+        by="fingerprint")
+    return f"{where}: re-attested by fingerprint", entry | dict(hashes=hashes, attested=entry["attested"] + [line])
+
+# %% ../../nbs/verdicts/attest.ipynb #6a9cc04a
+def smoke_run(entry): # of the ledger
+    "The entry's first seed at smoke, as the runner plans it."
+    first = planned(entry, entry["runs"][0]["seed"])
+    [usual] = plan([find(entry["technique"])], entry["profile"], [first["seed"]])
+    places = {k: entry[k] for k in ("model", "data") if short(usual[k]) != entry[k]}
+    return plan([find(entry["technique"])], "smoke", [first["seed"]], **places)[0]
+
+def whole_seed(entry): # of the ledger
+    "Whether the next attestation takes a whole seed: of a real model, every tenth time, or without a fingerprint."
+    return entry["profile"] != "cpu" or not entry.get("fingerprint") or len(entry["attested"]) % 10 == 9
+
+# %% ../../nbs/verdicts/attest.ipynb #1ad7d83f
+def attest_one(entry, folder=None, run=rerun): # of the ledger; of the ledger; how to do a run
+    "(line, does it contradict the ledger?) of one entry whose code has changed; what it says is written."
+    todo = planned(entry, next_seed(entry))
+    if todo["hashes"] == entry["hashes"]: return f"{entry['technique']} ({entry['profile']}): current", False
+    small = run(smoke_run(entry)) if entry["profile"] == "cpu" else None
+    mark = fingerprint(small) if small and small["status"] == "ok" else None
+    if mark and not whole_seed(entry):
+        line, new = by_fingerprint(entry, mark, todo["hashes"])
+        if new: return whole(file_of(new, folder), dump(new)) and line, False
+    line, new, bad = compare_rerun(entry, run(todo))
+    if new: whole(file_of(new, folder), dump(new | dict(fingerprint=mark)))
+    return line, bad
+
+# %% ../../nbs/verdicts/attest.ipynb #6701718b
+def attest_all(
+    technique="", # family/name, or the name alone; "" = all entries of this kind of machine
+    folder=None,  # of the ledger
+    progress=False, # show it
+):
+    "Attest what changed, by fingerprint where that is enough; gives lines, and whether one contradicts the ledger."
+    lines, bad = [], False
+    for e in tqdm(to_rerun(technique, folder=folder), disable=not progress, leave=False, delay=2):
+        try: line, differs = attest_one(e, folder)
+        except KitError as error:
+            line, differs = f"{e['technique']} ({e['profile']}): can't be rerun here: {error}", False
+        lines.append(line)
         bad = bad or differs
     return lines, bad

@@ -11,11 +11,13 @@ __all__ = ['NUMBER', 'FIELDS', 'TEXTS', 'NUMBERS', 'SPEC', 'read_records', 'is_n
 # %% ../../nbs/verdicts/external.ipynb #ca69106f
 import math, shutil, tempfile
 from pathlib import Path
+from ..core.claims import STANDS
 from ..core.judge import CONFIRM
 from ..core.settings import PROFILES, KitError
 from ..run.notebooks import declared
 from ..run.records import reading
-from .ledger import file_of, publish, today, wrong_values
+from .entry import file_of, today
+from .ledger import publish, wrong_values
 
 # %% ../../nbs/verdicts/external.ipynb #4b1f448b
 def read_records(run_dir): # run folder
@@ -30,8 +32,8 @@ NUMBER = int, float  # a second may be a whole one
 FIELDS = dict(technique=str, profile=str, seed=int, parameters=dict, model=(str, type(None)), data=(str, type(None)),
               claims=dict, hashes=dict, commit=(str, type(None)), date=str, versions=dict, hardware=str, stacked=bool,
               seconds=NUMBER, cpu_seconds=NUMBER, peak_mb=NUMBER, status=str)
-TEXTS = "says", "metric", "kind" # of a claim's fields: must be there
-NUMBERS = "least", "margin", "band", "tolerance", "nominal" # of a claim's fields: a number, or nothing
+TEXTS = "says", "metric", "kind", "stands" # of a claim's fields: must be there
+NUMBERS = "least", "margin", "tolerance", "nominal" # of a claim's fields: a number, or nothing
 
 # %% ../../nbs/verdicts/external.ipynb #846abbe7
 def is_number(x):
@@ -51,8 +53,8 @@ def check_claim(
     bad += [k for k in NUMBERS if not (spec.get(k) is None or is_number(spec[k]))]
     if bad: raise KitError(f"{at}: {bad[0]} is not a finite number")
     bad = [k for k in TEXTS if not isinstance(spec.get(k), str)]
-    if not isinstance(spec.get("settles", {}), dict): bad.append("settles")  # only the first edition has it
-    if bad: raise KitError(f"{at}: its spec lacks {bad[0]}")
+    if bad: raise KitError(f"{at}: its spec lacks {bad[0]}: run the batch again with today's slmkit")
+    if spec["stands"] not in STANDS: raise KitError(f"{at}: stands={spec['stands']!r} is none of {', '.join(STANDS)}")
     if paper and not (isinstance(paper, dict) and is_number(paper.get("value"))):
         raise KitError(f"{at}: the paper's figure has no number")
 

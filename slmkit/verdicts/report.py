@@ -6,11 +6,11 @@ Docs: https://slmkit.github.io/slmkit/verdicts/report.html.md"""
 
 # %% auto #0
 __all__ = ['BUILD', 'HEADS', 'SLOWER', 'LEAST', 'NOTE', 'is_build', 'group_key', 'groups', 'current', 'read_batch', 'newest',
-           'outcome_of', 'spread', 'seeds_text', 'published', 'claim_row', 'claim_names', 'claim_rows', 'arm_rows',
-           'traceback_of', 'has_failed', 'failures', 'totals', 'environment', 'ledger_text', 'mine_text', 'text_cells',
-           'markdown', 'named_rows', 'changed_claims', 'seconds_of', 'changed_times', 'compare', 'change_text',
-           'time_text', 'change_lists', 'said', 'drawing', 'cost_text', 'section', 'anchor', 'template', 'html',
-           'write']
+           'entry_of', 'published', 'attempt_in', 'outcome_of', 'spread', 'seeds_text', 'measured', 'claim_row',
+           'claim_names', 'claim_rows', 'arm_rows', 'traceback_of', 'has_failed', 'failures', 'totals', 'environment',
+           'ledger_text', 'mine_text', 'text_cells', 'markdown', 'named_rows', 'changed_claims', 'seconds_of',
+           'changed_times', 'compare', 'change_text', 'time_text', 'change_lists', 'said', 'drawing', 'cost_text',
+           'section', 'anchor', 'template', 'html', 'write']
 
 # %% ../../nbs/verdicts/report.ipynb #cacb4297
 import json, re
@@ -19,12 +19,13 @@ from pathlib import Path
 from urllib.parse import quote
 from ..core.claims import entries
 from ..core.figures import claim_figure, svg
-from ..core.judge import LEVELS, label, numbers, summary, verdict
+from ..core.judge import LEVELS, attempt_of, extends, label, numbers, of_records, scale_of, summary
 from ..core.settings import KitError, kit_settings, package_folder, same_class
 from ..files import whole
 from ..run.records import newest as newest_of, reading
-from .ledger import UNDECIDED, plain_parameters, short, verdict_of
-from .table import as_csv, costs, declaration, number, paper_text, result, tone
+from .entry import plain_parameters, short, verdict_of
+from .table import (MEANING, as_csv, control_text, costs, counts, declaration, number, paper_text,
+                                   result, tone)
 
 # %% ../../nbs/verdicts/report.ipynb #f801abf7
 def is_build(record):
@@ -70,17 +71,46 @@ def newest(runs=None): # folder of run folders, or one itself; None = the settin
     if not found: raise KitError(f"report: no run folder in {runs}: run something first, or name the folder")
     return found
 
+# %% ../../nbs/verdicts/report.ipynb #a632ecd0
+def entry_of(
+    record, # one of the group
+    name,   # of the claim
+    folder=None, # of the ledger
+):
+    "The ledger's entry to compare with, or None."
+    found = [e for e in entries(record["technique"], folder) if name in e["claims"] and
+             all(str(e.get(k)) == str(short(record.get(k))) for k in ("profile", "model", "data"))]
+    rank = lambda e: (same_class(e["hardware"], record.get("hardware")), not e.get("external"))
+    return max(found, key=rank, default=None)
+
+def published(entry, name): # of the ledger, or None; of its claim
+    "The ledger's verdict as fields `ledger_...`; {} where there is no entry."
+    if not entry: return {}
+    v = verdict_of(entry, name)
+    said = {f"ledger_{k}": getattr(v, k) for k in ("mean", "low", "high", "n", "scale")}
+    return said | dict(ledger_label=label(v), ledger_because=": ".join(v.because or ()),
+                       ledger_hardware=entry["hardware"])
+
 # %% ../../nbs/verdicts/report.ipynb #3796ea01
+def attempt_in(entry, name, group): # of the ledger, or None; of the claim; records
+    "How often the claim has been confirmed, these records included."
+    spec, hashes = group[0].get("claims", {}).get(name, {}).get("spec") or {}, group[0].get("hashes") or {}
+    last = {k: hashes.get(k) for k in ("code", "model", "data")}
+    return attempt_of(entry["attempts"], [name, spec.get("was")], last) if entry else 1
+
 BUILD = "build seeds, not a verdict"
 def outcome_of(
     name,  # of the claim
     group, # records
+    entry=None, # of the ledger, where the claim has one
 ):
     "The outcome as people read it: a verdict for confirm seeds, BUILD for others, or why there is none."
     if is_build(group[0]): return BUILD
+    attempt, ten = attempt_in(entry, name, group), [r for r in group if r["seed"] < 110]
     try:
-        v = verdict(name, [r for r in group if r["seed"] < 110])
-        return label(verdict(name, group) if v.outcome in UNDECIDED and len(group) > 10 else v)
+        v = of_records(name, ten, attempt)
+        more = len(group) > len(ten) and extends(v, group[0].get("profile"))
+        return label(of_records(name, group, attempt) if more else v)
     except KitError as e: return "no verdict: " + str(e).removeprefix(f"{group[0]['technique']}: claim {name!r}: ")
 
 # %% ../../nbs/verdicts/report.ipynb #7e28eac3
@@ -103,36 +133,29 @@ def seeds_text(seeds): # ints
         else: runs.append([s, s])
     return ", ".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
 
-# %% ../../nbs/verdicts/report.ipynb #a0ffdeb1
-def published(
-    record, # one of the group
-    name,   # of the claim
-    folder=None, # of the ledger
-):
-    "The ledger's numbers for this claim as fields `ledger_...`; {} where there is no entry."
-    found = [e for e in entries(record["technique"], folder) if name in e["claims"] and
-             all(str(e.get(k)) == str(short(record.get(k))) for k in ("profile", "model", "data"))]
-    if not found: return {}
-    e = max(found, key=lambda e: (same_class(e["hardware"], record.get("hardware")), not e.get("external")))
-    v = verdict_of(e, name)
-    return dict(ledger_label=label(v), ledger_mean=v.mean, ledger_low=v.low, ledger_high=v.high, ledger_n=v.n,
-                ledger_hardware=e["hardware"])
-
 # %% ../../nbs/verdicts/report.ipynb #e09970ec
-def claim_row(group, name, folder=None):
-    "One line of the report: this batch's numbers, the ledger's, the paper's, and the costs."
-    done = [r for r in group if name in r.get("claims", {})]
-    runs, first = [r["claims"][name] for r in done], group[0]
-    spec = runs[0].get("spec") or {}
-    said, paper = declaration(spec)
+def measured(
+    spec, # the claim's fields
+    runs, # what the records hold of the claim
+):
+    "Mean, interval, control and the control's share, as far as the numbers give them."
     try: mine = spread(spec, [c.get("value") for c in runs])
     except (KitError, KeyError): mine = dict(mean=None, low=None, high=None, level=None)
     controls = [c["control"] for c in runs if c.get("control") is not None]
-    mine["control"] = sum(controls)/len(controls) if controls else None
+    control = sum(controls)/len(controls) if controls else None
+    share = control/mine["mean"] if controls and mine["mean"] and spec.get("kind") == "effect" else None
+    return mine | dict(control=control, share=share)
+
+def claim_row(group, name, folder=None):
+    "One line of the report: this batch's numbers, the ledger's, the paper's, and the costs."
+    done, first = [r for r in group if name in r.get("claims", {})], group[0]
+    runs, entry = [r["claims"][name] for r in done], entry_of(first, name, folder)
+    spec = runs[0].get("spec") or {}
+    said, paper = declaration(spec)
     where = {k: short(first.get(k)) for k in ("technique", "profile", "model", "data", "hardware")}
-    named = dict(claim=name, label=outcome_of(name, group), n=len(runs), seeds=seeds_text([r["seed"] for r in done]),
-                 parameters=group_key(first)[5])
-    return where | named | mine | said | paper | published(first, name, folder) | costs(dict(runs=done))
+    named = dict(claim=name, label=outcome_of(name, group, entry), scale=scale_of(spec, where["model"]), n=len(runs),
+                 seeds=seeds_text([r["seed"] for r in done]), parameters=group_key(first)[5])
+    return where | named | measured(spec, runs) | said | paper | published(entry, name) | costs(dict(runs=done))
 
 # %% ../../nbs/verdicts/report.ipynb #38562d05
 def claim_names(group):
@@ -202,10 +225,11 @@ def environment(records): # of a batch
 
 # %% ../../nbs/verdicts/report.ipynb #324a6e57
 def ledger_text(row): # of `claim_rows`
-    "The ledger's verdict with its interval, or that there is none."
+    "The ledger's verdict with its interval and why it does not hold, or that there is none."
     if not row.get("ledger_label"): return "nothing published"
-    if row["ledger_low"] is None: return row["ledger_label"]
-    return f"{row['ledger_label']}: {result({k: row['ledger_' + k] for k in ('mean', 'low', 'high')})}"
+    words = ", ".join(filter(None, (row["ledger_label"], row.get("ledger_scale"))))
+    if row["ledger_low"] is not None: words += f": {result({k: row['ledger_' + k] for k in ('mean', 'low', 'high')})}"
+    return words + (f"; why not: {row['ledger_because']}" if row.get("ledger_because") else "")
 
 # %% ../../nbs/verdicts/report.ipynb #9872cc43
 def mine_text(row): # of `claim_rows`
@@ -218,8 +242,8 @@ HEADS = "claim", "outcome", "this batch", "control", "ledger", "paper", "seconds
 def text_cells(row): # of `claim_rows`
     "The cells of a line as plain text, in the order of HEADS."
     seconds = "–" if row.get("seconds") is None else f"{row['seconds']:g}"
-    where = " ".join(str(row[k]) for k in ("technique", "profile", "model", "data") if row[k])
-    return [f"{row['claim']} ({where})", row["label"], mine_text(row), number(row["control"]), ledger_text(row),
+    where = " · ".join(str(row[k]) for k in ("technique", "scale", "profile", "model", "data") if row[k])
+    return [f"{row['claim']} ({where})", row["label"], mine_text(row), control_text(row), ledger_text(row),
             paper_text(row), seconds]
 
 # %% ../../nbs/verdicts/report.ipynb #37d72419
@@ -364,7 +388,7 @@ def template():
     jinja = Environment(loader=FileSystemLoader(package_folder()/"verdicts"), autoescape=True, trim_blocks=True,
                         lstrip_blocks=True)
     jinja.filters.update(number=number, tone=tone, anchor=anchor, paper=paper_text, mine=mine_text, ledger=ledger_text,
-                         cost=cost_text)
+                         cost=cost_text, control=control_text)
     return jinja.get_template("report.html")
 
 # %% ../../nbs/verdicts/report.ipynb #7d853301
@@ -379,10 +403,12 @@ def html(
 ):
     "The whole report as one HTML document."
     rows = [c["row"] for s in sections for c in s["claims"]]
+    judged = [r for r in rows if r["label"] != BUILD]
+    meanings = {o: text for o, (_, text) in MEANING.items() if any(r["label"].startswith(o) for r in judged)}
     notes = [NOTE] if any(r["label"] == BUILD for r in rows) else []
     return template().render(
-        title=title, totals=totals(records), rows=rows, counts=Counter(r["label"] for r in rows), sections=sections,
-        failed=failed, changes=None if changes is None else change_lists(changes), before=before,
+        title=title, totals=totals(records), rows=rows, counts=counts(judged) if judged else {}, meanings=meanings,
+        sections=sections, failed=failed, changes=None if changes is None else change_lists(changes), before=before,
         notes=[*notes, *left_out], environment=environment(records))
 
 # %% ../../nbs/verdicts/report.ipynb #4c55d359
