@@ -181,6 +181,16 @@ def test_the_store_holds_keys_numbers_and_short_texts(path):
         else: assert found and all(isinstance(v, float) and v <= 0 for v in found)
     assert path.read_bytes() == recipe.pack(header, dict(lines))  # written again, not a byte differs
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_the_store_answers_the_questions_of_today(path):
+    "A set that is divided or asked otherwise than when its answers were stored would find none of them."
+    model, name = path.parent.name, path.name.removesuffix(".jsonl.gz")
+    if not real.is_fetched(model): pytest.skip(f"{model} is not on this machine")
+    try: asked = recipe.questions(name, answers.tokenizer_of(model))
+    except KitError as e: pytest.skip(str(e))
+    _, *lines = map(json.loads, gzip.decompress(path.read_bytes()).decode("utf-8").splitlines())
+    assert {key for q in asked for key in recipe.keys_of(model, q)} == {key for key, _ in lines}
+
 def test_a_question_has_a_template():
     assert {*recipe.SETS} - {"wikitext2"} <= {*templates()}
     row, demo = dict(input="a {b} c", choices=["yes"]), dict(input="d", label="yes")

@@ -6,9 +6,9 @@ Docs: https://slmkit.github.io/slmkit/recipes/answers.html.md"""
 
 # %% auto #0
 __all__ = ['LABELLED', 'WRITTEN', 'SETS', 'NOTHING', 'NUMBER', 'PUBLISHED', 'Question', 'label_questions', 'written_questions',
-           'text_windows', 'questions', 'answer', 'store_file', 'pack', 'build', 'one_question', 'again', 'agree',
-           'recheck', 'share', 'chosen_right', 'over_draws', 'label_card', 'number_of', 'written_right', 'written_card',
-           'text_card', 'embed', 'retrieval_card', 'card_file', 'measure_card', 'card_of']
+           'text_windows', 'questions', 'keys_of', 'answer', 'store_file', 'pack', 'build', 'one_question', 'again',
+           'agree', 'recheck', 'share', 'chosen_right', 'over_draws', 'label_card', 'number_of', 'written_right',
+           'written_card', 'text_card', 'embed', 'retrieval_card', 'card_file', 'measure_card', 'card_of']
 
 # %% ../../nbs/recipes/answers.ipynb #80f748aa
 import datetime, gzip, json, math, random, re, statistics
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 from ..core.answers import (
-    answer_keys, asked_model, ending_scores, question_ids, scores, shipped, source_of, text_ids, texts,
-    tokenizer_of, written)
+    answer_keys, asked_model, question_ids, scores, shipped, source_of, text_ids, texts, tokenizer_of)
 from ..core.data import load
 from ..core.prompts import draws, endings, prompt, templates
 from ..core.real import real_models
@@ -83,27 +82,33 @@ def questions(name, tokenizer): # of a set; the model's
     windows = text_windows(tokenizer, name)
     return [Question([w[:1] for w in windows], [[w[1:]] for w in windows], rows=windows, way="text")]
 
-# %% ../../nbs/recipes/answers.ipynb #45842509
+# %% ../../nbs/recipes/answers.ipynb #05955b1e
+def keys_of(model, question): # name; Question
+    "The names of a question's answers, list of str."
+    tok, source, q = tokenizer_of(model), source_of(model), question
+    if q.new: return answer_keys(source, text_ids(tok, q.prompts), max_new_tokens=q.new)
+    return answer_keys(source, *question_ids(tok, q.prompts, q.endings))
+
+# %% ../../nbs/recipes/answers.ipynb #1257a2b1
 def answer(
     model,    # its name
     question, # Question
     progress=False, # show progress
 ):
     "{key: numbers or text} of a question, from the store, the user's cache or the model."
-    tok, source, q = tokenizer_of(model), source_of(model), question
-    if q.new:
-        keys = answer_keys(source, text_ids(tok, q.prompts), max_new_tokens=q.new)
-        return dict(zip(keys, texts(model, tok, q.prompts, q.new, progress)))
-    keys = answer_keys(source, *question_ids(tok, q.prompts, q.endings))
-    values = scores(model, tok, q.prompts, q.endings, progress)
-    return dict(zip(keys, [[round(v, 3) for v in row] for row in values.tolist()]))
+    q = question
+    if q.new: found = texts(model, None, q.prompts, q.new, progress)
+    else:
+        values = scores(model, None, q.prompts, q.endings, progress).tolist()
+        found = [[round(v, 3) for v in row] for row in values]
+    return dict(zip(keys_of(model, q), found))
 
-# %% ../../nbs/recipes/answers.ipynb #465077b4
+# %% ../../nbs/recipes/answers.ipynb #1fe7e948
 def store_file(model, name): # names of the model and the set
     "Where a set's answers are shipped."
     return package_folder()/"answers"/model/f"{name}.jsonl.gz"
 
-# %% ../../nbs/recipes/answers.ipynb #bbf0c754
+# %% ../../nbs/recipes/answers.ipynb #177d482a
 def pack(
     header, # dict: with what the answers were computed
     found,  # {key: numbers or text}
@@ -113,7 +118,7 @@ def pack(
     text = "\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
     return gzip.compress(text.encode(), mtime=0)
 
-# %% ../../nbs/recipes/answers.ipynb #f4dce1b9
+# %% ../../nbs/recipes/answers.ipynb #09eecc76
 def build(
     model,    # name of a real model
     name,     # of a set
@@ -128,24 +133,21 @@ def build(
                   date=datetime.date.today().isoformat())
     return whole(store_file(model, name), pack(header, found)), len(found)
 
-# %% ../../nbs/recipes/answers.ipynb #031a2a48
+# %% ../../nbs/recipes/answers.ipynb #27fb3228
 def one_question(question, place): # Question, and one of its prompts
     "The question of this prompt alone."
     pick = lambda field: field and [field[place]]
     return Question([question.prompts[place]], pick(question.endings), question.new, pick(question.rows), question.way)
 
-# %% ../../nbs/recipes/answers.ipynb #06a89862
+# %% ../../nbs/recipes/answers.ipynb #02240f61
 def again(model, question): # names as in `answer`; of one prompt
     "(stored answer or None, the model's answer now)."
     net, tok = asked_model(model)
-    if question.new:
-        ids = text_ids(tok, question.prompts)
-        now = tok.decode(written(net, ids, question.new)[0], skip_special_tokens=True).strip()
-        return shipped(model).get(answer_keys(source_of(model), ids, max_new_tokens=question.new)[0]), now
-    ids, said = question_ids(tok, question.prompts, question.endings)
-    return shipped(model).get(answer_keys(source_of(model), ids, said)[0]), ending_scores(net, ids, said)[0].tolist()
+    if question.new: (now,) = texts(net, tok, question.prompts, question.new)
+    else: now = scores(net, tok, question.prompts, question.endings)[0].tolist()
+    return shipped(model).get(keys_of(model, question)[0]), now
 
-# %% ../../nbs/recipes/answers.ipynb #50800183
+# %% ../../nbs/recipes/answers.ipynb #60db476b
 def agree(
     stored, # numbers or text, or None
     now,    # of the same question
@@ -157,7 +159,7 @@ def agree(
     lead = sorted(stored)[-1] - sorted(stored)[-2] if len(stored) > 1 else 0
     return lead <= .1 or stored.index(max(stored)) == now.index(max(now))
 
-# %% ../../nbs/recipes/answers.ipynb #afe58905
+# %% ../../nbs/recipes/answers.ipynb #4e7bdcc3
 def recheck(
     model,  # name of a real model
     name,   # of a set
@@ -170,25 +172,25 @@ def recheck(
     sample = random.Random(f"{name} {seed}").sample(places, min(n, len(places)))
     return sum(agree(*again(model, one_question(q, i))) for q, i in sample), len(sample)
 
-# %% ../../nbs/recipes/answers.ipynb #94647501
+# %% ../../nbs/recipes/answers.ipynb #f475b635
 def share(right): # list of bool
     "{accuracy, error, rows}: the share of right answers and its standard error."
     p, n = sum(right)/len(right), len(right)
     return dict(accuracy=round(p, 3), error=round(standard_error(p, n), 3), rows=n)
 
-# %% ../../nbs/recipes/answers.ipynb #7a85d03f
+# %% ../../nbs/recipes/answers.ipynb #2aa66615
 def chosen_right(model, question): # name; Question with endings
     "Which rows' likeliest ending is that of the label, list of bool."
     values = scores(model, None, question.prompts, question.endings).argmax(1).tolist()
     return [row["choices"][i] == row["label"] for row, i in zip(question.rows, values)]
 
-# %% ../../nbs/recipes/answers.ipynb #a1a83855
+# %% ../../nbs/recipes/answers.ipynb #816f87a0
 def over_draws(shares): # one a draw
     "{accuracy, error, draws}: the mean over draws and its standard error."
     error = statistics.stdev(shares)/len(shares)**.5
     return dict(accuracy=round(statistics.mean(shares), 3), error=round(error, 3), draws=len(shares))
 
-# %% ../../nbs/recipes/answers.ipynb #e85d1f29
+# %% ../../nbs/recipes/answers.ipynb #ba3bfb9c
 def label_card(model, name): # a labelled set
     "What a card says of a labelled set: zero-shot and four-shot accuracy."
     asked = questions(name, tokenizer_of(model))
@@ -198,7 +200,7 @@ def label_card(model, name): # a labelled set
     chance = round(1/len(next(iter(labels))), 3)
     return dict(zero_shot=share(sum(right("zero"), [])), four_shot=over_draws(few), chance=chance)
 
-# %% ../../nbs/recipes/answers.ipynb #2657234b
+# %% ../../nbs/recipes/answers.ipynb #5f3b94f6
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 def number_of(label): # of a word problem: a number, or an expression as SVAMP has it
     "Its value."
@@ -217,7 +219,7 @@ def written_right(
     words = lambda text: " ".join(re.findall(r"\w+", text.lower()))
     return any(f" {words(a)} " in f" {words(line)} " for a in row.get("answers") or [row["label"]])
 
-# %% ../../nbs/recipes/answers.ipynb #49fa466c
+# %% ../../nbs/recipes/answers.ipynb #b64d0b17
 def written_card(model, name): # a set whose answers are written
     "What a card says of such a set: accuracy of each way to ask."
     out = {}
@@ -227,7 +229,7 @@ def written_card(model, name): # a set whose answers are written
             written_right(row, text, q.way) for row, text in zip(q.rows, said)])
     return out
 
-# %% ../../nbs/recipes/answers.ipynb #7aa8cd65
+# %% ../../nbs/recipes/answers.ipynb #c259fd91
 def text_card(model, name): # a set of running text
     "Mean negative log-likelihood in nats a token with its standard error over windows, and perplexity."
     (q,) = questions(name, tokenizer_of(model))
@@ -236,7 +238,7 @@ def text_card(model, name): # a set of running text
     error = statistics.stdev(lost)/len(lost)**.5
     return dict(nll=round(mean, 4), error=round(error, 4), perplexity=round(math.exp(mean), 2), tokens=tokens)
 
-# %% ../../nbs/recipes/answers.ipynb #34c7ba5f
+# %% ../../nbs/recipes/answers.ipynb #ede43a91
 @torch.no_grad()
 def embed(model, tokenizer, texts): # an encoder, its tokenizer, list of str
     "Unit vectors, float32[texts, width]: the mean of the last hidden states."
@@ -248,7 +250,7 @@ def embed(model, tokenizer, texts): # an encoder, its tokenizer, list of str
         out[at:at + 16] = torch.nn.functional.normalize(hidden, dim=-1).cpu()
     return torch.stack(out)
 
-# %% ../../nbs/recipes/answers.ipynb #efa0abaf
+# %% ../../nbs/recipes/answers.ipynb #b419f8ef
 def retrieval_card(model, name="xquad-en", n=300): # name of an encoder; a set of passages with questions; questions
     "How often the passage that a question was asked about is the nearest of all passages."
     encoder, tok = load_model(model, kind="encoder", dtype=torch.float32)
@@ -260,7 +262,7 @@ def retrieval_card(model, name="xquad-en", n=300): # name of an encoder; a set o
     right = [passages[i] == passage for i, (passage, _) in zip(near.argmax(1).tolist(), asked)]
     return dict(nearest_passage=share(right), passages=len(passages))
 
-# %% ../../nbs/recipes/answers.ipynb #5591b286
+# %% ../../nbs/recipes/answers.ipynb #28ec0594
 PUBLISHED = {
     "smollm2-135m": dict(hellaswag=.409, arc=.373, piqa=.663, mmlu_cloze=.293, bbh_3_shot=.282, gsm8k_5_shot=.014,
                          ifeval=.299, source="model card of SmolLM2-135M-Instruct, from memory, unchecked"),
@@ -268,7 +270,7 @@ PUBLISHED = {
                       source="Sentence Transformers' table of models, from memory, unchecked"),
 }
 
-# %% ../../nbs/recipes/answers.ipynb #bd06966d
+# %% ../../nbs/recipes/answers.ipynb #b1382ef2
 def card_file(model): return package_folder()/"answers"/model/"card.json"
 def measure_card(model): # name of a real model
     "Compute a model's card from stored answers and the sets' labels, and write it; gives its path."
@@ -280,7 +282,7 @@ def measure_card(model): # name of a real model
     made = dict(measured=measured, date=datetime.date.today().isoformat(), dtype="float32", hardware=hardware())
     return whole(card_file(model), json.dumps(made, indent=1) + "\n")
 
-# %% ../../nbs/recipes/answers.ipynb #03ca61ce
+# %% ../../nbs/recipes/answers.ipynb #06cca452
 def card_of(name): # of a real model
     "The card of a real model: what it is, what was measured with standard errors, what others published."
     if name not in real_models(): raise KitError(f"no real model {name!r}{nearest(name, real_models())}")
