@@ -150,7 +150,8 @@ def test_what_is_kept_equals_sums_by_hand():
     assert saved_bytes(lambda: z(h).sum(), list(z.parameters())) == 4*6*4  # only what the trained layer read
 
 def test_memory_is_exact_and_ordered_as_the_structure_says(lm, batch, scores):
-    from slmkit.adapt.low_rank import ATTENTION, MLP, adapted, count
+    from slmkit.adapt.low_rank import ATTENTION, MLP, adapted
+    from slmkit.core.lora import count_trained as count
     full, lora = copy.deepcopy(lm[0]).requires_grad_(True), adapted(copy.deepcopy(lm[0]), "lora", 7, ATTENTION + MLP)
     ladder = pruned(Ladder(copy.deepcopy(lm[0]), 4), scores)
     a, b, c = (memory(m, batch) for m in (full, lora, ladder))

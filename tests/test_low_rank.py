@@ -1,18 +1,18 @@
-"""LoRA against peft with the same A and B, peft's format both ways, NOLA written out, equal budgets, files, bad
-input, the gpu path."""
-from functools import partial
-import copy, json, math
+"""Adapters change nothing before training, train only their own numbers, and are what their formulas say; equal budgets,
+bad input, the lesson's LoRA against the kit's, the reproductions from start to end."""
+import ast, copy, json, math
 import pytest, torch
-from safetensors.torch import save_file
 from torch import nn
-from conftest import ROOT, ran
-from slmkit.adapt.low_rank import (ATTENTION, MLP, LoRA, NOLA, Parallel, Series, adapted, count, found,
-    from_peft, loras, mixture, read_back, size_for, to_peft, trained, write)
+from conftest import ROOT, Failed, run_in, told
+from slmkit.adapt.low_rank import (ATTENTION, MLP, BottleneckAdapter, NOLALinear, adapted, nola_factors, size_for)
+from slmkit.core import lora
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
+from slmkit.lab import lab
 
-NB = ROOT/"nbs/adapt/low_rank.ipynb"
-EVERY = ATTENTION + MLP
+LESSON, REPRO, REAL = (ROOT/f"nbs/adapt/low_rank{end}.ipynb" for end in ("", "_repro", "_repro_banking"))
+WAYS = [("series", ["down_proj"]), ("parallel", MLP), ("lora", ATTENTION + MLP), ("nola", None)]
+OWN = {"A", "B", "up", "down", "coefficients"}  # names of what an adapter trains
 
 @pytest.fixture(scope="module")
 def lm(): return load_model("lm-1m", "cpu", kind="causal")
@@ -20,167 +20,154 @@ def lm(): return load_model("lm-1m", "cpu", kind="causal")
 @pytest.fixture(scope="module")
 def ids(lm): return torch.randint(5, 2000, (2, 9), generator=torch.Generator().manual_seed(0))
 
-def stirred(model, seed=0):
-    "Trained numbers that are no longer zero."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in trained(model): p.copy_(torch.randn(p.shape, generator=g)*.1)
-    return model.eval()
+@pytest.fixture
+def fresh(lm): return lambda *how, **more: adapted(copy.deepcopy(lm[0]), *how, **more)
+
+def trained(model): return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 def logits(model, ids):
     with torch.no_grad(): return model(input_ids=ids).logits
 
-def test_before_training_no_adapter_changes_anything(lm, ids):
-    for kind, places in (("series", ["down_proj"]), ("parallel", MLP), ("lora", EVERY), ("nola", EVERY)):
-        assert torch.equal(logits(adapted(copy.deepcopy(lm[0]), kind, 3, places), ids), logits(lm[0], ids))
+@pytest.mark.parametrize("kind, targets", WAYS)
+def test_before_training_no_adapter_changes_anything(kind, targets, lm, fresh, ids):
+    assert torch.equal(logits(fresh(kind, 3, targets), ids), logits(lm[0], ids))
 
-def test_only_the_adapter_is_trained_and_each_number_of_it_has_a_gradient(lm, ids):
-    for kind, places in (("series", ["down_proj"]), ("parallel", MLP), ("lora", EVERY), ("nola", EVERY)):
-        model = stirred(adapted(copy.deepcopy(lm[0]), kind, 3, places))
-        model(input_ids=ids, labels=ids).loss.backward()
-        for name, p in model.named_parameters():
-            own = name.split(".")[-1] in ("A", "B", "up", "down", "coefficients")
-            assert p.requires_grad == own and (p.grad is not None) == own, name
-            if own: assert (p.grad != 0).all(), name
-
-def test_delta_is_pefts_given_the_same_A_and_B():
-    peft = pytest.importorskip("peft")
-    from peft.tuners.lora import Linear
+@pytest.mark.parametrize("kind, targets", WAYS)
+def test_only_the_adapter_is_trained_and_each_number_of_it_has_a_gradient(kind, targets, fresh, ids):
     torch.manual_seed(0)
-    layer, x = nn.Linear(7, 5), torch.randn(3, 7)
-    ours = LoRA(copy.deepcopy(layer), 2)
-    for alpha in (2, 6):  # ours has scale 1; another scale goes into B, as in from_peft
-        theirs = Linear(copy.deepcopy(layer), "default", config=peft.LoraConfig(r=2, lora_alpha=alpha), r=2,
-            lora_alpha=alpha)
-        with torch.no_grad():
-            theirs.lora_B["default"].weight.normal_()
-            ours.A.copy_(theirs.lora_A["default"].weight)
-            ours.B.copy_(theirs.lora_B["default"].weight*alpha/2)
-            assert torch.allclose(ours.B @ ours.A, theirs.get_delta_weight("default"), atol=1e-6)
-            assert torch.allclose(ours(x), theirs(x), atol=1e-6) and not torch.allclose(ours(x), layer(x), atol=1e-2)
-            theirs.merge()
-            assert torch.allclose(ours.merged()(x), theirs(x), atol=1e-6)
-
-def test_a_saved_lora_loads_in_peft_with_the_same_logits(tmp_path, lm, ids):
-    peft = pytest.importorskip("peft")
-    model = stirred(adapted(copy.deepcopy(lm[0]), "lora", 3, EVERY))
-    to_peft(model, tmp_path/"out")
-    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(lm[0]), str(tmp_path/"out"))
-    assert torch.allclose(logits(theirs.eval(), ids), logits(model, ids), atol=1e-4)
-    assert torch.equal(logits(from_peft(lm[0], tmp_path/"out"), ids), logits(model, ids))
-
-def test_pefts_own_folder_loads_here_whatever_its_alpha(tmp_path, lm, ids):
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
-    theirs = peft.get_peft_model(copy.deepcopy(lm[0]), config)
+    model = fresh(kind, 3, targets)
     with torch.no_grad():
-        for n, p in theirs.named_parameters():
-            if "lora_B" in n: p.normal_()
-    theirs.save_pretrained(str(tmp_path/"theirs"))
-    ours = from_peft(lm[0], tmp_path/"theirs")
-    assert torch.allclose(logits(ours, ids), logits(theirs.eval(), ids), atol=1e-4) and len(loras(ours)) == 10
+        for p in trained(model).values(): p.normal_(std=.1)
+    model(input_ids=ids, labels=ids).loss.backward()
+    for name, p in model.named_parameters():
+        own = name.split(".")[-1] in OWN
+        assert p.requires_grad == own and (p.grad is not None) == own, name
+        if own: assert (p.grad != 0).all(), name
 
-def test_bottlenecks_written_out():
+def test_full_tuning_and_norms_train_what_they_say(lm, fresh):
+    norms = trained(fresh("norms"))
+    assert norms and all("norm" in n for n in norms)
+    assert lora.count_trained(fresh("full")) == lm[0].num_parameters()
+    for kind in ("full", "norms", "lora"):
+        top = trained(fresh(kind, 2, None, layers=[3, 4]))
+        assert top and {n.split("layers.")[1][0] for n in top} == {"3", "4"}
+
+@pytest.mark.parametrize("series", [True, False])
+def test_a_bottleneck_written_out(series):
     torch.manual_seed(0)
-    layer, x = nn.Linear(4, 6), torch.randn(3, 4)
-    for cls, width in ((Series, 6), (Parallel, 4)):
-        a = cls(layer, 2)
-        with torch.no_grad(): a.up.normal_()
-        y = layer(x)
-        read = y if cls is Series else x
-        assert a.down.shape == (2, width) and a.up.shape == (6, 2)
-        for i in range(3):
-            inner = [math.tanh(sum(a.down[k, j].item()*read[i, j].item() for j in range(width))) for k in range(2)]
-            want = [y[i, m].item() + sum(a.up[m, k].item()*inner[k] for k in range(2)) for m in range(6)]
-            assert torch.allclose(a(x)[i], torch.tensor(want), atol=1e-5)
+    linear, x = nn.Linear(4, 6), torch.randn(3, 4)
+    adapter = BottleneckAdapter(linear, 2, series)
+    nn.init.normal_(adapter.up)
+    y = linear(x)
+    z = y if series else x
+    assert adapter.down.shape == (2, z.shape[1]) and adapter.up.shape == (6, 2)
+    for i in range(3):
+        inner = [math.tanh(sum((adapter.down[k]*z[i]).tolist())) for k in range(2)]
+        want = [y[i, m].item() + sum(adapter.up[m, k].item()*inner[k] for k in range(2)) for m in range(6)]
+        assert torch.allclose(adapter(x)[i], torch.tensor(want), atol=1e-5)
 
-def test_mixture_is_its_sum_and_nola_is_lora_with_mixed_factors():
+def test_nola_is_lora_with_mixed_factors():
     torch.manual_seed(0)
-    layer, x = nn.Linear(4, 6), torch.randn(3, 4)
-    nola = NOLA(layer, 5, seed=3)
-    with torch.no_grad(): nola.coefficients.normal_()
-    a, b = nola.coefficients
-    A = nola.start + sum(a[k]*nola.for_A[k] for k in range(5))
-    B = sum(b[k]*nola.for_B[k] for k in range(5))
-    assert torch.allclose(nola(x), layer(x) + x @ A.T @ B.T, atol=1e-5)
-    assert torch.allclose(mixture(nola.start, nola.for_A, a), A, atol=1e-6)
-    assert not [n for n in nola.state_dict() if "for_" in n or n == "start"]  # random matrices are not stored
+    linear, x = nn.Linear(4, 6), torch.randn(3, 4)
+    nola = NOLALinear(linear, 5, seed=3)
+    nn.init.normal_(nola.coefficients)
+    alpha, beta = nola.coefficients
+    A = nola.start + sum(alpha[k]*nola.basis_A[k] for k in range(5))
+    B = sum(beta[k]*nola.basis_B[k] for k in range(5))
+    assert all(torch.allclose(mine, f, atol=1e-5) for mine, f in zip((A, B), nola.factors()))
+    assert torch.allclose(nola(x), linear(x) + x @ A.T @ B.T, atol=1e-5)
+    assert set(nola.state_dict()) == {"coefficients", "linear.weight", "linear.bias"}  # random matrices are not stored
 
-def test_each_layer_and_each_seed_draws_its_own_matrices(lm):
-    one, same, other = (adapted(copy.deepcopy(lm[0]), "nola", 4, MLP, seed) for seed in (0, 0, 1))
-    (_, a), (_, b) = loras(one)[:2]
-    assert not torch.equal(a.for_A, b.for_A)
-    assert torch.equal(a.for_A, loras(same)[0][1].for_A) and not torch.equal(a.for_A, loras(other)[0][1].for_A)
+def test_each_layer_and_each_seed_draws_its_own_matrices(fresh):
+    one, same, other = (fresh("nola", 4, MLP, seed) for seed in (0, 0, 1))
+    drawn = lambda model: [m.basis_A for m in model.modules() if isinstance(m, NOLALinear)]
+    assert not torch.equal(drawn(one)[0], drawn(one)[1])
+    assert torch.equal(drawn(one)[0], drawn(same)[0]) and not torch.equal(drawn(one)[0], drawn(other)[0])
 
-def test_nolas_count_depends_on_neither_rank_nor_width(monkeypatch):
-    counts = set()
-    for rank in (1, 8, 32):
-        monkeypatch.setattr("slmkit.adapt.low_rank.RANK", rank)
-        for n in (4, 64):
-            nola = NOLA(nn.Linear(n, n), 6)
-            assert nola.factors()[0].shape == (rank, n)
-            counts.add(count(nola) - n*n - n)
-    assert counts == {12}
+@pytest.mark.parametrize("rank", [1, 8, 32])
+@pytest.mark.parametrize("width", [4, 64])
+def test_nolas_count_depends_on_neither_rank_nor_width(rank, width):
+    nola = NOLALinear(nn.Linear(width, width), 6, rank=rank)
+    assert nola.factors()[0].shape == (rank, width)
+    assert lora.count_trained(nola) == 12
 
-def test_sizes_meet_their_budget(lm):
-    for kind, places in (("series", ["down_proj"]), ("parallel", MLP), ("lora", EVERY), ("nola", EVERY)):
-        shapes = [(m.in_features, m.out_features) for m in found(lm[0], places).values()]
-        counts = {s: count(adapted(copy.deepcopy(lm[0]), kind, s, places)) for s in (4, 5, 6)}
-        assert [size_for(c, kind, shapes) for c in counts.values()] == [4, 5, 6], kind
+def test_mixtures_with_more_of_one_basis_than_of_the_other():
+    draw = torch.Generator().manual_seed(0)
+    start, A, B = (torch.randn(s, generator=draw) for s in ((2, 3), (5, 2, 3), (1, 4, 2)))
+    mixed = nola_factors(start, A, B, torch.tensor([0., 0., 2., 0., 0.]), torch.tensor([3.]))
+    assert torch.allclose(mixed[0], start + 2*A[2]) and torch.allclose(mixed[1], 3*B[0])
 
-def test_files_hold_what_was_trained_and_little_else(tmp_path, lm, ids):
-    for kind, size, places in (("series", 3, ["down_proj"]), ("parallel", 3, MLP), ("lora", 1, EVERY),
-            ("nola", 5, EVERY), ("norms", 0, [])):
-        model = stirred(adapted(copy.deepcopy(lm[0]), kind, size, places, seed=7))
-        bytes_ = write(model, tmp_path/"f.safetensors")
-        assert 4*count(model) < bytes_ < 4*count(model) + 400
-        back = read_back(lm[0], tmp_path/"f.safetensors")
-        assert torch.equal(logits(back, ids), logits(model, ids)) and back.recipe == model.recipe
+@pytest.mark.parametrize("kind, targets", WAYS)
+def test_sizes_meet_their_budget(kind, targets, lm, fresh):
+    shapes = [(m.in_features, m.out_features) for m in lora.targeted(lm[0], targets).values()]
+    counts = {s: lora.count_trained(fresh(kind, s, targets)) for s in (4, 5, 6)}
+    assert [size_for(c, kind, shapes) for c in counts.values()] == [4, 5, 6]
+    assert size_for(1, kind, shapes) == 1
 
-def one_line(match): return pytest.raises(KitError, match=match)
-def test_bad_input_is_one_line(tmp_path, lm):
-    base = lm[0]
-    for match, f in {"no kind 'lorra'": lambda: adapted(copy.deepcopy(base), "lorra", 1, EVERY),
-            "at least 1": lambda: adapted(copy.deepcopy(base), "lora", 0, EVERY),
-            "no linear layer is called wq": lambda: adapted(copy.deepcopy(base), "lora", 1, ["wq"]),
-            "not an adapter": lambda: read_back(base, tmp_path/"none.safetensors"),
-            "no adapter of peft": lambda: from_peft(base, tmp_path),
-            "format for lora": lambda: to_peft(adapted(copy.deepcopy(base), "nola", 1, MLP), tmp_path/"x")}.items():
-        with one_line(match) as e: f()
-        assert "\n" not in str(e.value)
-    save_file({"x": torch.zeros(1)}, tmp_path/"plain.safetensors")
-    (tmp_path/"text.safetensors").write_text("no tensors here")
-    for name in ("plain", "text"):
-        with one_line("not an adapter"): read_back(base, tmp_path/f"{name}.safetensors")
-    write(adapted(copy.deepcopy(base), "lora", 1, EVERY), tmp_path/"small.safetensors")
-    with one_line("made for another model"): read_back(base, tmp_path/"small.safetensors", size=2)
+@pytest.mark.parametrize("kind, targets", WAYS)
+def test_a_model_of_16_bits_is_trained_in_32(kind, targets, lm, ids):
+    base = copy.deepcopy(lm[0]).bfloat16()
+    model = adapted(copy.deepcopy(base), kind, 3, targets)
+    assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    assert torch.equal(logits(model, ids), logits(base, ids)) and logits(model, ids).dtype == torch.bfloat16
 
-def test_an_unusual_lora_is_refused_by_the_name_of_what_is_unusual(tmp_path, lm):
-    to_peft(adapted(copy.deepcopy(lm[0]), "lora", 1, MLP), tmp_path)
-    config = json.loads((tmp_path/"adapter_config.json").read_text())
-    for odd in (dict(use_dora=True), dict(rank_pattern={"q_proj": 3}), dict(modules_to_save=["lm_head"]),
-            dict(peft_type="IA3")):
-        (tmp_path/"adapter_config.json").write_text(json.dumps(config | odd))
-        with one_line(f"no support for its {list(odd)[0]}"): from_peft(lm[0], tmp_path)
+@pytest.mark.parametrize("match, how", {"no kind 'lorra'": ("lorra", 1), "at least 1": ("nola", 0),
+    "is 'wq'": ("lora", 1, ["wq"])}.items())
+def test_bad_input_is_one_line_and_changes_nothing(match, how, lm):
+    model = copy.deepcopy(lm[0])
+    with pytest.raises(KitError, match=match) as e: adapted(model, *how)
+    assert "\n" not in str(e.value) and all(p.requires_grad for p in model.parameters())
 
-run = partial(ran, NB)
+# ---- the lesson's own LoRA
 
-CLAIMS = {"adapters-reach-full-tuning", "the-best-place-differs", "half-of-rank-one",
-    "as-good-as-equal-counts", "half-the-bytes"}
+@pytest.fixture(scope="module")
+def written():
+    "Names of the exercises as the lesson solves them."
+    space = dict(torch=torch, nn=nn, math=math)
+    for e in lab.read(LESSON).exercises: exec(lab.fill(e), space)
+    return space
+
+@pytest.mark.parametrize("rank, alpha", [(1, 1), (4, 8), (3, 1)])
+def test_the_lessons_lora_is_the_kits(written, lm, ids, rank, alpha):
+    mine, kits = copy.deepcopy(lm[0]), copy.deepcopy(lm[0])
+    layers, others = written["inject"](mine, ATTENTION, rank, alpha), lora.inject(kits, ATTENTION, rank, alpha)
+    assert list(layers) == list(others) and set(trained(mine)) == set(trained(kits))
+    for a, b in zip(layers.values(), others.values()):
+        assert a.A.abs().max() <= 1/math.sqrt(a.A.shape[1])  # both are drawn as nn.Linear draws its weight
+        nn.init.normal_(a.B, std=.1)
+        with torch.no_grad(): [q.copy_(p) for p, q in ((a.A, b.A), (a.B, b.B))]
+    assert torch.allclose(logits(mine, ids), logits(kits, ids), atol=1e-5)
+    assert not torch.allclose(logits(mine, ids), logits(lm[0], ids), atol=1e-2)
+
+# ---- the reproductions
+
+def run(notebook, tmp_path, pool, name="run", **parameters):
+    "The one record of a reproduction."
+    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=told(notebook, tmp_path, name))
+    if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
+    line, = (tmp_path/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(line)
+
+def claims_in(notebook):
+    "Names of the claims that a notebook declares."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    nodes = [n for c in cells if c["cell_type"] == "code" for n in ast.walk(ast.parse("".join(c["source"])))]
+    return {n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"}
+
 @pytest.mark.slow
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
+@pytest.mark.parametrize("notebook", [REPRO, REAL], ids=["toyland", "banking"])
+def test_same_seed_same_record(notebook, tmp_path, torch_pool):
+    one, two = (run(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
+    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(notebook)
+    assert all(math.isfinite(v) for v in one["arms"].values())
+
+@pytest.mark.slow
+def test_a_checkpoint_of_ones_own(tmp_path, torch_pool, lm):
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
     lm[1].save_pretrained(tmp_path/"qwen")
     Qwen2ForCausalLM(Qwen2Config(vocab_size=len(lm[1]), hidden_size=16, intermediate_size=32, num_attention_heads=2,
             num_hidden_layers=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0,
             bos_token_id=3)).save_pretrained(tmp_path/"qwen")
-    mine = tmp_path/"mine.jsonl"
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
-    found_ = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
-    assert set(found_) == CLAIMS and all(math.isfinite(v) for r in found_.values() for v in r["arms"].values())
-
-@pytest.mark.slow
-def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == CLAIMS - {"the-best-place-differs"}  # whose arms are slow
+    found = run(REPRO, tmp_path, torch_pool, profile="smoke", model=str(tmp_path/"qwen"), steps=2)
+    assert set(found["claims"]) == claims_in(REPRO)
