@@ -149,7 +149,7 @@ def test_bad_input_is_one_line(tmp_path, lm):
         with one_line(match) as e: f()
         assert "\n" not in str(e.value)
     save_file({"x": torch.zeros(1)}, tmp_path/"plain.safetensors")
-    (tmp_path/"text.safetensors").write_text("no tensors here")
+    (tmp_path/"text.safetensors").write_text("no tensors here", encoding="utf-8")
     for name in ("plain", "text"):
         with one_line("not an adapter"): read_back(base, tmp_path/f"{name}.safetensors")
     write(adapted(copy.deepcopy(base), "lora", 1, EVERY), tmp_path/"small.safetensors")
@@ -157,10 +157,10 @@ def test_bad_input_is_one_line(tmp_path, lm):
 
 def test_an_unusual_lora_is_refused_by_the_name_of_what_is_unusual(tmp_path, lm):
     to_peft(adapted(copy.deepcopy(lm[0]), "lora", 1, MLP), tmp_path)
-    config = json.loads((tmp_path/"adapter_config.json").read_text())
+    config = json.loads((tmp_path/"adapter_config.json").read_text(encoding="utf-8"))
     for odd in (dict(use_dora=True), dict(rank_pattern={"q_proj": 3}), dict(modules_to_save=["lm_head"]),
             dict(peft_type="IA3")):
-        (tmp_path/"adapter_config.json").write_text(json.dumps(config | odd))
+        (tmp_path/"adapter_config.json").write_text(json.dumps(config | odd), encoding="utf-8")
         with one_line(f"no support for its {list(odd)[0]}"): from_peft(lm[0], tmp_path)
 
 run = partial(ran, NB)
@@ -176,7 +176,8 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
             num_hidden_layers=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0,
             bos_token_id=3)).save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
+    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)),
+        encoding="utf-8")
     found_ = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
     assert set(found_) == CLAIMS and all(math.isfinite(v) for r in found_.values() for v in r["arms"].values())
 

@@ -191,7 +191,7 @@ def to_peft(
                   target_modules=r["places"], bias="none", lora_dropout=0., inference_mode=True,
                   base_model_name_or_path=model.config._name_or_path)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder)/"adapter_config.json").write_text(json.dumps(config))
+    (Path(folder)/"adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
 
 # %% ../../nbs/adapt/low_rank.ipynb #6e2b454c
@@ -202,7 +202,7 @@ def from_peft(
 ):
     "The adapted model, peft's scale put into B. KitError for what is not a plain LoRA of this model."
     config, weights = (Path(folder)/name for name in ("adapter_config.json", "adapter_model.safetensors"))
-    try: c, tensors = json.loads(config.read_text()), load_file(weights)
+    try: c, tensors = json.loads(config.read_text(encoding="utf-8")), load_file(weights)
     except (OSError, ValueError, SafetensorError) as e:
         raise KitError(f"{folder}: no adapter of peft ({type(e).__name__})") from None
     odd = [k for k, v in PLAIN.items() if (c.get(k) or v) != v]

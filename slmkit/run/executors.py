@@ -58,7 +58,7 @@ def enter(job):
     os.environ.clear()
     os.environ.update(job["env"])
     peak = Path("/proc/self/clear_refs")
-    if peak.exists(): peak.write_text("5")  # peak memory starts here
+    if peak.exists(): peak.write_text("5", encoding="utf-8")  # peak memory starts here
     reseed()
 
 # %% ../../nbs/run/executors.ipynb #12d0e47f
