@@ -14,7 +14,7 @@ import json, os
 class Claim:
     def record(self, value):
         line = dict(claim="tiny", seed=seed, value=value, control=None, arms={"x": value}, rows="", n_rows=0, spec={})
-        with open(os.environ["SLMKIT_RECORD"], "a") as f: f.write(json.dumps(line) + "\\n")
+        with open(os.environ["SLMKIT_RECORD"], "a", encoding="utf-8") as f: f.write(json.dumps(line) + "\\n")
 c = Claim()
 '''
 
@@ -131,4 +131,4 @@ def ran(notebook, tmp_path, pool, name="run", **parameters):
     if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
     return by_claim(tmp_path/f"{name}.jsonl")
 
-def by_claim(record): return {r["claim"]: r for r in map(json.loads, record.read_text().splitlines())}
+def by_claim(record): return {r["claim"]: r for r in map(json.loads, record.read_text(encoding="utf-8").splitlines())}

@@ -286,7 +286,7 @@ def tiny_bert(tmp_path):
 def mine(tmp_path):
     rows = [dict(q=f"the {'good' if i % 2 else 'bad'} thing of {chr(97 + i % 26)}{chr(97 + i//26)}",
             a="yes" if i % 2 else "no") for i in range(150)]
-    (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return str(tmp_path/"mine.jsonl")
 
 @pytest.mark.slow

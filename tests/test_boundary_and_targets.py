@@ -200,7 +200,7 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file_as_the_pool(tmp_path, torch_po
     model, mine = tiny_bert(tmp_path/"bert"), tmp_path/"mine.jsonl"
     from slmkit.toyland.tasks import task
     mine.write_text("\n".join(json.dumps(dict(text=r["input"], label=r["label"]))
-            for split, k in (("train", 400), ("test", 60)) for r in task("topics", split, k)))
+            for split, k in (("train", 400), ("test", 60)) for r in task("topics", split, k)), encoding="utf-8")
     found = ran(NB, tmp_path, torch_pool, profile="gpu", model=model, data=str(mine), columns="input=text", n=24,
         steps=3, short=3)
     assert set(found) == FAST | {"a-doubting-teacher-will-do", "blended-rows-beat-plain"}
@@ -214,7 +214,8 @@ def test_bad_input_is_one_clear_line(tmp_path, torch_pool):
     with pytest.raises(Failed, match="profile gpu needs --model FOLDER"):
         ran(NB, tmp_path, torch_pool, profile="gpu")
     few = tmp_path/"few.jsonl"
-    few.write_text("\n".join(json.dumps(dict(input=f"{w} {i}", label=w)) for w in ("goal", "oven") for i in range(50)))
+    few.write_text("\n".join(json.dumps(dict(input=f"{w} {i}", label=w)) for w in ("goal", "oven") for i in range(50)),
+        encoding="utf-8")
     with pytest.raises(Failed,
             match="Pool: no more rows for '(goal|oven)': give a larger set, or a smaller n"):
         ran(NB, tmp_path, torch_pool, profile="smoke", data=str(few), n=60)

@@ -245,7 +245,8 @@ def test_paper_path_on_tiny_checkpoints_two_of_each(tmp_path, torch_pool, tiny):
 @pytest.mark.slow
 def test_gpu_path_cuts_a_checkpoint_and_reads_a_file(tmp_path, torch_pool, tiny):
     mine = tmp_path/"mine.jsonl"
-    mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(200)))
+    mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(200)),
+        encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="gpu", data=str(mine), labels=str(mine), model=tiny["model"],
         encoder=tiny["encoder"], rows=8, steps=1, temperature=2.)
     assert set(found) == CLAIMS

@@ -15,7 +15,7 @@ assert not {"torch", "papermill", "matplotlib", "datasets", "nbdev", "requests"}
 
 def test_help_is_quick_and_whole():
     "No heavy library is imported by it, and no module of verbs is left out."
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert all(v in done.stdout for v in ("run", "confirm", "status", "sync", "start", "field", "lab", "zoo", "site"))
 
@@ -47,7 +47,7 @@ def test_faults_of_the_kit_name_themselves(capsys, monkeypatch):
     with pytest.raises(ZeroDivisionError): cli.main([])
 
 def test_a_broken_module_leaves_the_rest(tmp_path, monkeypatch, capsys):
-    (tmp_path/"brokenverbs.py").write_text("raise ValueError('half written')")
+    (tmp_path/"brokenverbs.py").write_text("raise ValueError('half written')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     app = cli.build(["brokenverbs", "slmkit.cli.project", "slmkit.run.batch", "no_such_module_here"])
     said = capsys.readouterr().err
@@ -56,7 +56,7 @@ def test_a_broken_module_leaves_the_rest(tmp_path, monkeypatch, capsys):
 
 def test_broken_pipe_is_quiet():
     command = f"{sys.executable} -c 'from slmkit.cli.main import main; main()' --help | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
     assert "Traceback" not in done.stderr and done.stdout
 
 def test_the_settings_of_this_project_are_the_defaults_or_known():

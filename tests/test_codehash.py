@@ -37,7 +37,7 @@ def code(tmp_path):
         for name, text in files.items():
             old, new = changes.get(name.replace("/", "_"), ("", ""))
             assert old in text
-            (folder/f"{name}.py").write_text(text.replace(old, new) if old else text)
+            (folder/f"{name}.py").write_text(text.replace(old, new) if old else text, encoding="utf-8")
         return code_parts(
             write_notebook(folder / "nb.ipynb", *cells), dict(given, profile=profile), Library(folder, "lib")
         )[0]
@@ -107,17 +107,17 @@ def test_model_folder_and_data_file(tmp_path):
     nb, m, d = write_notebook(tmp_path/"n.ipynb", "1"), tmp_path/"m", tmp_path/"d.jsonl"
     m.mkdir()
     (m/"model.safetensors").write_bytes(b"w")
-    (m/"config.json").write_text("{}")
-    d.write_text("{}\n")
+    (m/"config.json").write_text("{}", encoding="utf-8")
+    d.write_text("{}\n", encoding="utf-8")
     of = lambda **k: hashes(nb, dict(model=str(m), data=str(d)) | k)
     first = of()
     assert of() == first and of(columns="input=q")["data"] != first["data"]
-    (m/"README.md").write_text("read me")
+    (m/"README.md").write_text("read me", encoding="utf-8")
     assert of() == first
-    (m/"config.json").write_text('{"a": 1}')
+    (m/"config.json").write_text('{"a": 1}', encoding="utf-8")
     second = of()
     assert second["model"] != first["model"] and second["data"] == first["data"]
-    d.write_text('{"b": 1}\n')
+    d.write_text('{"b": 1}\n', encoding="utf-8")
     assert of()["data"] != second["data"] and of()["model"] == second["model"]
 
 def test_hub_id_stands_for_itself(tmp_path):
@@ -137,14 +137,14 @@ def test_given_data_counts_by_its_files(tmp_path, monkeypatch):
 def test_the_tuning_file_of_this_model_and_data_counts(tmp_path, monkeypatch):
     (tmp_path/"tuning").mkdir()
     (tmp_path/"data").mkdir()
-    (tmp_path/"data/sets.json").write_text("{}")
+    (tmp_path/"data/sets.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(hashing, "package_folder", lambda: tmp_path)
     nb = write_notebook(tmp_path/"idea_repro_long.ipynb", "1")
     of = lambda: hashes_and_parts(nb, dict(model="m", data="d"), Library(tmp_path, "lib"))[0]
     first = of()
-    (tmp_path/"tuning/idea-long.m.e.json").write_text("{}")
+    (tmp_path/"tuning/idea-long.m.e.json").write_text("{}", encoding="utf-8")
     assert of() == first
-    (tmp_path/"tuning/idea-long.m.d.json").write_text("{}")
+    (tmp_path/"tuning/idea-long.m.d.json").write_text("{}", encoding="utf-8")
     assert of()["code"] != first["code"] and of()["model"] == first["model"]
 
 # ---- the project's own notebooks

@@ -153,7 +153,7 @@ def test_papermill_command_line(tiny, tmp_path):
     run = lambda p, *a: subprocess.run(
         [sys.executable, "-m", "papermill", "--engine", "slmkit", str(p), str(tmp_path / "o.ipynb"), *a],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert run(good, "-p", "rate", "0.25").returncode == 0 and "rate is 0.25" in text(
         nbformat.read(tmp_path / "o.ipynb", 4)
@@ -241,7 +241,7 @@ def test_stray_output_goes_to_the_log(tiny, tmp_path, torch_pool):
     _, nb = run_in(
         torch_pool, tiny("stray", "import os; os.write(1, b'from C'); print('from Python')"), tmp_path, id="s"
     )
-    assert text(nb) == "from Python\n" and (tmp_path/"s.log").read_text() == "from C"
+    assert text(nb) == "from Python\n" and (tmp_path/"s.log").read_text(encoding="utf-8") == "from C"
 
 def test_peak_memory_is_the_runs_own(tiny, tmp_path, torch_pool):
     small, large = (
@@ -273,8 +273,8 @@ def test_directives(tiny, tmp_path, torch_pool):
 def waits(path, pid):
     "The process id that a notebook wrote into a file."
     end = time.time() + 60
-    while time.time() < end and not (pid.exists() and pid.read_text()): time.sleep(.05)
-    return int(pid.read_text())
+    while time.time() < end and not (pid.exists() and pid.read_text(encoding="utf-8")): time.sleep(.05)
+    return int(pid.read_text(encoding="utf-8"))
 
 def gone(*pids):
     "Whether the processes are gone within ten seconds; a zombie is gone but for a parent that doesn't look."
@@ -332,14 +332,15 @@ def test_nothing_is_left_of_a_runner_that_was_killed(sign, tiny, tmp_path):
     "Not the fork server, not a run; and a script without `if __name__ == '__main__'` is not run twice."
     pid, script = tmp_path/"pid", tmp_path/"script.py"
     script.write_text(
-        SCRIPT.format(job=job(tiny("s", SLEEP.format(pid=str(pid))), tmp_path), log=str(tmp_path / "warm.log"))
+        SCRIPT.format(job=job(tiny("s", SLEEP.format(pid=str(pid))), tmp_path), log=str(tmp_path / "warm.log")),
+            encoding="utf-8"
     )
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
     runner = subprocess.Popen(
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
         preexec_fn=heard,
     )
     at = waits(runner, pid)
@@ -347,7 +348,7 @@ def test_nothing_is_left_of_a_runner_that_was_killed(sign, tiny, tmp_path):
     assert at in family and len(family) == 3  # the fork server, the run, multiprocessing's resource tracker
     runner.send_signal(sign)
     out, _ = runner.communicate(timeout=20)
-    assert gone(*family) and out.count("main") == 1 and "main" not in (tmp_path/"x.log").read_text()
+    assert gone(*family) and out.count("main") == 1 and "main" not in (tmp_path/"x.log").read_text(encoding="utf-8")
 
 def test_no_zombie_is_left(tiny, tmp_path):
     pool = Local()
@@ -381,12 +382,14 @@ def test_cleaning_keeps_the_parameters_tag(tiny):
     from slmkit.project.sync import clean
     path = tiny("tagged", "1"); clean(path)
     assert "rate" in parameters(read(path))
-    assert tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["allowed_cell_metadata_keys"] == ["tags"]
+    kept = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["tool"]["nbdev"]
+    assert kept["allowed_cell_metadata_keys"] == ["tags"]
 
 def test_wheel_has_the_subpackages():
     "Trap: nbdev's template names only the top package."
     from setuptools import find_packages
-    include = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    tools = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    include = tools["setuptools"]["packages"]["find"]["include"]
     assert {"slmkit.run", "slmkit.core"} <= set(find_packages(str(ROOT), include=include))
 
 def test_nbdev_is_new_enough():
@@ -404,5 +407,5 @@ socket.socket.connect = no
 for m in pkgutil.walk_packages(slmkit.__path__, 'slmkit.'):
     if m.name != 'slmkit._modidx': importlib.import_module(m.name)
 import torch; assert not torch.cuda.is_initialized()"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-500:]

@@ -76,7 +76,7 @@ def test_what_a_killed_call_left_is_cleared(tiny, tmp_path):
     assert (folder/"model.safetensors").read_bytes() == WEIGHTS and not (tmp_path/"models/tiny.part").exists()
 
 def test_a_folder_that_can_t_be_made_is_one_line(tiny, tmp_path, monkeypatch):
-    (tmp_path/"file").write_text("x")
+    (tmp_path/"file").write_text("x", encoding="utf-8")
     monkeypatch.setenv("SLMKIT_MODELS", str(tmp_path/"file"))
     refused("can't be made", "tiny", str(tiny()))
 

@@ -66,7 +66,7 @@ def test_same_seed_same_record(tmp_path, torch_pool):
 @pytest.mark.slow
 def test_own_file(tmp_path, torch_pool):
     rows = [dict(q=f"what is {i} ?", a=str(i), why=f"it is {i}") for i in range(90)]
-    (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="smoke", data=str(tmp_path/"mine.jsonl"),
         columns="input=q,label=a,rationale=why")
     assert found["rationales-help"]["n_rows"] > 5

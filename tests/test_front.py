@@ -183,16 +183,16 @@ def test_the_readme_s_technique_is_the_one_that_start_runs(tmp_path):
 
 
 def test_two_copies_of_quarto_s_settings_are_equal():
-    assert (ROOT/"_quarto.yml").read_text() == (ROOT/"nbs/_quarto.yml").read_text()
+    assert (ROOT/"_quarto.yml").read_text(encoding="utf-8") == (ROOT/"nbs/_quarto.yml").read_text(encoding="utf-8")
 
 
 def test_constraints_name_plain_versions():
     import tomllib
-    lines = [l for l in (ROOT/"constraints.txt").read_text().splitlines() if not l.startswith("#")]
+    lines = [l for l in (ROOT/"constraints.txt").read_text(encoding="utf-8").splitlines() if not l.startswith("#")]
     pins = dict(l.split("==") for l in lines)
     assert pins["torch"] == "2.13.0" and pins["nbdev"] == "3.3.26"
     assert all(re.fullmatch(r"[\w.]+", v) for v in pins.values())
-    project = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     wanted = {re.match(r"[\w-]+", d)[0].lower() for d in wanted}
     assert wanted <= {p.lower() for p in pins}, wanted - set(pins)

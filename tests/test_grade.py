@@ -179,7 +179,8 @@ def grade_in_a_shell(limit, folder):
             "from slmkit.cli.main import main; main(sys.argv[1:])")
     args = ["lab", "grade", folder / "ada.ipynb", "--lab", HERE / "lab_attack.ipynb", "--seed", "x",
             "--out", folder / "out"]
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120,
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, encoding="utf-8",
+                          timeout=120,
                           env=os.environ | dict(PYTHONPATH=str(ROOT)))
 
 @pytest.mark.parametrize("limit", [30, 256])

@@ -169,7 +169,8 @@ def test_dependencies_are_what_is_imported():
     assert asked - used - set(UNSEEN) == set(), "nothing imports these: take them out of pyproject.toml"
 
 def test_the_wheel_holds_every_file_that_is_no_module():
-    listed = subprocess.run(["git", "ls-files", "slmkit"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    done = subprocess.run(["git", "ls-files", "slmkit"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    listed = done.stdout.split()
     if not listed: pytest.skip("not a git checkout")
     globs = SETTINGS["tool"]["setuptools"]["package-data"]["slmkit"]
     names = [p.removeprefix("slmkit/") for p in listed if not p.endswith(".py")]

@@ -69,7 +69,8 @@ def test_kill_and_resume(tiny, tmp_path):
         found = check(folder, found)
     if alive.poll() is None: alive.kill(); alive.wait()
     found = check(folder, found)
-    done = subprocess.run(cmd[:-1], capture_output=True, text=True, timeout=120)  # without --force: finish the rest
+    # without --force: finish the rest
+    done = subprocess.run(cmd[:-1], capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     found = check(folder, found)
     assert {r["seed"] for r in found if r["status"] == "ok"} == set(range(RUNS)) and not list(

@@ -275,17 +275,17 @@ def test_gpu_path_on_a_tiny_checkpoint_that_shares_keys_and_records_of_ones_own(
     mine, model = tmp_path/"mine.jsonl", saved(tmp_path/"llama", heads=2)
     row = lambda i: dict(records=[[f"key{i}{j}", " ".join(["red", "blue", "9", "tom"][:1 + j % 4])]
             for j in range(12)], key=f"key{i}3")
-    mine.write_text("\n".join(json.dumps(row(i)) for i in range(5)))
+    mine.write_text("\n".join(json.dumps(row(i)) for i in range(5)), encoding="utf-8")
     found = notebook(tmp_path, torch_pool, profile="gpu", model=model, data=str(mine), places=12, teach=2)
     assert set(found) == CLAIMS and found["far-heads"]["n_rows"] == 5 and found["far-heads"]["model"] == model
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())  # answers have one to four words
 
 def test_a_file_without_records_is_refused(tmp_path):
-    cell = next("".join(c["source"]) for c in json.loads(NB.read_text())["cells"]
+    cell = next("".join(c["source"]) for c in json.loads(NB.read_text(encoding="utf-8"))["cells"]
         if "def from_file" in "".join(c["source"]))
     exec(cell, names := dict(read_rows=read_rows, KitError=KitError))
     mine = tmp_path/"mine.jsonl"
-    mine.write_text('{"input": "a", "label": "b"}\n')
+    mine.write_text('{"input": "a", "label": "b"}\n', encoding="utf-8")
     with pytest.raises(KitError, match="rows need the columns records") as e: names["from_file"](str(mine), None)
     assert "\n" not in str(e.value)
 

@@ -199,7 +199,7 @@ def course(tmp_path_factory):
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # nbgrader calls alembic by its name
     def run(*args):
         return subprocess.run([sys.executable, "-m", "nbgrader", *args], cwd=root, env=env, capture_output=True,
-                              text=True, timeout=200)
+                              encoding="utf-8", timeout=200)
     done = dict(root=root, path=path, run=run, generate=run("generate_assignment", path.stem, "--create"))
     released = root / "release" / path.stem / path.name
     for who, solve in (("ada", ["soften", "distill_loss", "Head", "reorder"]), ("bob", ["distill_loss"])):
@@ -235,7 +235,7 @@ def test_nbgrader_autogrades_and_its_gradebook_is_read(course):
 def test_what_an_assignment_imports_needs_neither_torch_nor_the_grader():
     code = ("import sys, slmkit.lab.student\n"
             "print(*[m for m in sys.modules if m.startswith(('slmkit', 'torch', 'IPython', 'numpy'))])")
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True,
                           env=os.environ | dict(PYTHONPATH=str(ROOT))).stdout
     assert set(said.split()) == {"slmkit", "slmkit.lab", "slmkit.lab.student", "slmkit.lab.values"}
 

@@ -188,7 +188,8 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
             num_hidden_layers=2, num_key_value_heads=2, eos_token_id=1, pad_token_id=0,
             bos_token_id=3)).save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
+    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)),
+        encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
     assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 

@@ -38,7 +38,7 @@ def record(seed, gain=.05, spread=.01, code="c1", technique="distill/made_up", *
 def ten(**kw): return [record(s, **kw) for s in range(100, 110)]
 def unsure(n=20): return [record(s, gain=.02, spread=.04) for s in range(100, 100 + n)]
 def load(p): return read_entry(p)
-def save(p, e): Path(p).write_text(dump(e))
+def save(p, e): Path(p).write_text(dump(e), encoding="utf-8")
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_attempts_are_counted_and_never_reset(shipped):
 
 
 def test_the_same_code_is_judged_once(shipped):
-    path = publish(ten(), "confirm"); before = path.read_text()
+    path = publish(ten(), "confirm"); before = path.read_text(encoding="utf-8")
     with pytest.raises(KitError, match="already ran for this code"): publish(ten(gain=.09), "again")
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
 
 
 def test_one_extension_and_only_after_open(shipped):
@@ -117,13 +117,13 @@ def test_models_that_share_a_file_name_are_told_apart(shipped):
 
 
 def test_the_same_records_again_change_nothing_and_count_no_attempt(shipped):
-    path = publish(ten(), "confirm"); before = path.read_text()
-    assert publish(ten(), "resumed") == path and path.read_text() == before
+    path = publish(ten(), "confirm"); before = path.read_text(encoding="utf-8")
+    assert publish(ten(), "resumed") == path and path.read_text(encoding="utf-8") == before
 
 
 def test_where_a_model_lies_on_a_disk_is_not_published(shipped):
     path = publish(ten(model="/home/ada/secret/flan", data="/home/ada/rows.jsonl"), "confirm")
-    assert "ada" not in path.read_text() and ".flan.rows-jsonl." in path.name and check_ledger() == []
+    assert "ada" not in path.read_text(encoding="utf-8") and ".flan.rows-jsonl." in path.name and check_ledger() == []
 
 
 # confirming
@@ -227,7 +227,7 @@ def test_the_check_finds_every_bent_figure(shipped, spoil, said):
 
 
 def test_a_file_that_is_no_entry_is_named(shipped):
-    (shipped/"distill").mkdir(parents=True); (shipped/"distill/x.json").write_text("[]")
+    (shipped/"distill").mkdir(parents=True); (shipped/"distill/x.json").write_text("[]", encoding="utf-8")
     assert "no entry of a ledger" in check_ledger()[0]
     with pytest.raises(KitError, match="not a file of the ledger"): entries()
 
@@ -268,9 +268,9 @@ def test_other_arms_make_it_stale_which_is_no_failure(shipped):
 
 
 def test_same_code_and_other_arms_contradict(shipped):
-    path = publish(ten(), "confirm"); before = path.read_text()
+    path = publish(ten(), "confirm"); before = path.read_text(encoding="utf-8")
     lines, bad = attest([record(103, gain=.06)])
-    assert bad and "DIFFERS" in lines[0] and path.read_text() == before
+    assert bad and "DIFFERS" in lines[0] and path.read_text(encoding="utf-8") == before
 
 
 def test_another_machine_is_not_compared_bit_by_bit(shipped):
@@ -360,7 +360,7 @@ def test_a_canary_is_planned_like_the_confirmed_run(monkeypatch):
 def batch(tmp_path, records, name="theirs"):
     (tmp_path/name).mkdir(exist_ok=True)
     lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
-    (tmp_path/name/"records.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path/name/"records.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return tmp_path/name
 
 
@@ -406,7 +406,7 @@ def test_a_foreign_claim_must_be_declared_as_in_our_notebook(shipped, tmp_path):
         value=lambda a: a['x'] - a['y'], control=lambda a: 0)"""
     nb = dict(cells=[dict(cell_type="code", metadata={}, source=[cell])], metadata={}, nbformat=4, nbformat_minor=5)
     (tmp_path/"nbs/distill").mkdir(parents=True)
-    (tmp_path/"nbs/distill/made_up.ipynb").write_text(json.dumps(nb))
+    (tmp_path/"nbs/distill/made_up.ipynb").write_text(json.dumps(nb), encoding="utf-8")
     with pytest.raises(KitError, match="least=0.02, our notebook says 0.05"):
         add(batch(tmp_path, ten()), root=tmp_path)
 
@@ -426,7 +426,7 @@ def gain(monkeypatch):
 def test_a_run_is_appended_as_one_line(gain, tmp_path, monkeypatch):
     monkeypatch.setenv("SLMKIT_RECORD", str(tmp_path/"r.jsonl"))
     gain.record(3, rows=[1, 2], x=.8, y=.7, z=.7); gain.record(4, rows=[1, 2], x=.9, y=.7, z=.7)
-    lines = [json.loads(l) for l in (tmp_path/"r.jsonl").read_text().splitlines()]
+    lines = [json.loads(l) for l in (tmp_path/"r.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [l["seed"] for l in lines] == [3, 4] and lines[0]["n_rows"] == 2 and len(lines[0]["rows"]) == 16
     assert lines[0]["spec"]["value"] == "lambda a: a['x'] - a['y']" and lines[0]["spec"]["least"] == .02
     assert set(lines[0]) == {"claim", "seed", "value", "control", "arms", "rows", "n_rows", "spec", "profile", "model",
@@ -546,7 +546,7 @@ def test_search_and_filters():
 
 @pytest.mark.parametrize("line, said", [("{", "works.jsonl:1: not a JSON object"), ('{"title": "x"}', "lacks slug")])
 def test_a_bad_file_of_works(tmp_path, line, said):
-    (tmp_path/"works.jsonl").write_text(line)
+    (tmp_path/"works.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(KitError, match=said): import_works(tmp_path/"works.jsonl", tmp_path/"r.json")
 
 

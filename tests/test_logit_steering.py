@@ -139,7 +139,7 @@ def test_gpu_path_on_a_real_pair_of_tiny_checkpoints_and_a_file(tmp_path, torch_
     small = qwen(tok, tmp_path/"small", num_hidden_layers=1)
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}",
-            rationale=f"{i + 1} . good .")) for i in range(100)))
+            rationale=f"{i + 1} . good .")) for i in range(100)), encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="gpu", model=large, small=small, data=str(mine), steps=2)
     assert set(found) == CLAIMS and found["dynamic-beats-static"]["n_rows"] == 15
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())

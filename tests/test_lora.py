@@ -99,12 +99,12 @@ def test_written_and_read_again(llama, tmp_path):
     size = save_peft(shaken(ours), tmp_path)
     assert size == (tmp_path/"adapter_model.safetensors").stat().st_size
     assert torch.equal(logits(load_peft(copy.deepcopy(llama), tmp_path)), logits(ours))
-    config = json.loads((tmp_path/"adapter_config.json").read_text())
+    config = json.loads((tmp_path/"adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["lora_alpha"], config["task_type"]) == (3, 5, "CAUSAL_LM")
 
 def changed(folder, **fields):
     path = folder/"adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
 @pytest.mark.parametrize("fields, words", [
     (dict(use_dora=True), "use_dora"), (dict(bias="all"), "bias"), (dict(modules_to_save=["lm_head"]), "to_save"),
@@ -131,4 +131,4 @@ def test_a_masked_model_is_adapted(tmp_path):
     model = BertForMaskedLM(BertConfig(vocab_size=40, **shape))
     inject(model, ["query", "value"], rank=2)
     save_peft(model, tmp_path)
-    assert json.loads((tmp_path/"adapter_config.json").read_text())["task_type"] is None
+    assert json.loads((tmp_path/"adapter_config.json").read_text(encoding="utf-8"))["task_type"] is None

@@ -180,7 +180,8 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
             num_attention_heads=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0,
             bos_token_id=3)).save_pretrained(folder)
     mine = tmp_path/"mine.jsonl"
-    mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(99)))
+    mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(99)),
+        encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="gpu", model=str(folder), data=f"topics+{mine}", rows=12, steps=2,
         shown=4, tested=6)
     assert set(found) == {"routed-parts-keep-more", "the-shared-part-helps", "low-rank-is-enough"}

@@ -87,7 +87,8 @@ def test_bytes_and_header(store):
     assert sizes["ids.bin"] == 50*4*2
     assert sizes["logs.bin"] == 50*5*2
     assert set(sizes) == {"ids.bin", "logs.bin", "header.json"}
-    assert json.loads((store.folder/"header.json").read_text()) == dict(tokens=50, k=4, vocab=300, teacher="abc")
+    header = json.loads((store.folder/"header.json").read_text(encoding="utf-8"))
+    assert header == dict(tokens=50, k=4, vocab=300, teacher="abc")
     assert isinstance(store.ids, np.memmap) and isinstance(store.logs, np.memmap)  # on disk, not in memory
     assert (id_type(2**16), id_type(2**16 + 1)) == ("<u2", "<u4")
 
@@ -126,8 +127,8 @@ def cut(p): p.write_bytes(p.read_bytes()[:-3])
     (lambda f: (f/"logs.bin").unlink(), "logs.bin has 0 bytes"),
     (lambda f: (f/"header.json").unlink(), "no store at"),
     (lambda f: cut(f/"header.json"), "header.json is damaged"),
-    (lambda f: (f/"header.json").write_text('{"tokens": 50}'), "header.json is damaged"),
-    (lambda f: (f/"header.json").write_text("[]"), "header.json is damaged")])
+    (lambda f: (f/"header.json").write_text('{"tokens": 50}', encoding="utf-8"), "header.json is damaged"),
+    (lambda f: (f/"header.json").write_text("[]", encoding="utf-8"), "header.json is damaged")])
 def test_damaged_stores_are_refused_in_one_line(store, harm, said):
     harm(store.folder)
     with pytest.raises(KitError) as e: Store(store.folder)
@@ -233,7 +234,7 @@ def given(tmp_path, tiny):
     def make(kinds):
         rows = [dict(text=f"ana has {i} pears .", kind=kinds[i % 2], split="test" if i % 4 == 0 else "train")
             for i in range(1400)]
-        (tmp_path/"rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path/"rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         return dict(profile="gpu", model=str(tmp_path/"llama"), data=str(tmp_path/"rows.jsonl"),
             columns="input=text,label=kind", taught=16, teach=2, n=16, steps=2, k=3, layers=1)
     return make

@@ -174,13 +174,14 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"tom has {i} nuts . he buys 3 . how many ?", label=str(i + 3),
             program=f"n = {i} + 3", rationale=f"nuts start at {i} . {i} + 3 is {i + 3} . answer : {i + 3}"))
-            for i in range(120)))
+            for i in range(120)), encoding="utf-8")
     found = notebook(tmp_path, torch_pool, profile="gpu", model=tiny_t5(tmp_path/"t5"), data=str(mine), steps=2)
     assert set(found) == CLAIMS - {"the-gap-grows-with-the-numbers"} | {"verified-programs-are-better"}
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
 
 def test_a_file_without_programs_is_told_so(tmp_path, torch_pool):
-    (tmp_path/"mine.jsonl").write_text("\n".join(json.dumps(dict(input=f"{i} ?", label="1")) for i in range(60)))
+    (tmp_path/"mine.jsonl").write_text("\n".join(json.dumps(dict(input=f"{i} ?", label="1")) for i in range(60)),
+        encoding="utf-8")
     with pytest.raises(Failed, match="has no column program and no column rationale"):
         notebook(tmp_path, torch_pool, profile="smoke", data=str(tmp_path/"mine.jsonl"))
 

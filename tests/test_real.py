@@ -90,7 +90,8 @@ import tempfile
 folder = pathlib.Path(save(tempfile.mkdtemp()))
 print(hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.iterdir()))).hexdigest())"""
 def test_the_stand_in_is_built_alike_in_every_process():
-    run = lambda: subprocess.run([sys.executable, "-c", HABITS], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", HABITS]
+    run = lambda: subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     assert run() == run() != ""
 
 def test_the_stand_in_has_smollm2_s_habits():

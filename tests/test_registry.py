@@ -67,7 +67,8 @@ def test_works_and_citations_become_one_file(tmp_path):
 ])
 def test_bad_citations_are_one_line_and_write_nothing(tmp_path, cited, words):
     works, path = lines(tmp_path/"w.jsonl", WORK), tmp_path/"r.json"
-    (tmp_path/"c.jsonl").write_text("\n".join(c if isinstance(c, str) else json.dumps(c) for c in cited))
+    (tmp_path/"c.jsonl").write_text("\n".join(c if isinstance(c, str) else json.dumps(c) for c in cited),
+        encoding="utf-8")
     with pytest.raises(KitError, match=words) as e: kit.import_works(works, path, tmp_path/"c.jsonl")
     assert "\n" not in str(e.value) and not path.exists()
 

@@ -31,7 +31,7 @@ def record(seed, gain=.05, status="ok", technique="distill/made_up", seconds=3.,
 
 def batch(folder, records):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/"records.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    (folder/"records.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
     return folder
 
 
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 
 def test_a_report_stands_alone_and_is_well_formed(tmp_path):
-    html = write(batch(tmp_path/"run", BUILDING + CONFIRMED)).read_text()
+    html = write(batch(tmp_path/"run", BUILDING + CONFIRMED)).read_text(encoding="utf-8")
     page = Page(html)
     assert page.wrong == [] and page.open == [] and "<svg" in html and "viewport" in html
     assert not any(re.match(r"https?:|//|file:|data:", l) for l in page.links) and "@import" not in html
@@ -71,13 +71,13 @@ def test_a_report_stands_alone_and_is_well_formed(tmp_path):
 def test_building_seeds_are_never_called_a_verdict(tmp_path):
     path = write(batch(tmp_path/"run", BUILDING))
     for f in (path, path.with_suffix(".md"), path.with_suffix(".csv")):
-        text = f.read_text()
+        text = f.read_text(encoding="utf-8")
         assert BUILD in text and not any(w in text for w in NO_VERDICT), f
 
 
 def test_confirm_seeds_give_the_ledgers_verdict(tmp_path):
     publish(CONFIRMED, "slmkit confirm")
-    text = " ".join(Page(write(batch(tmp_path/"run", CONFIRMED + BUILDING)).read_text()).text)
+    text = " ".join(Page(write(batch(tmp_path/"run", CONFIRMED + BUILDING)).read_text(encoding="utf-8")).text)
     assert "holds" in text and BUILD in text and "in Toyland" in text
     assert re.search(r"claims of papers, in Toyland: 1 holds\s", text)  # what building seeds gave is not counted
     assert "the effect reaches what counts" in text and "the effect goes the other way" not in text  # words that occur
@@ -97,8 +97,8 @@ def test_why_a_claim_does_not_hold_stands_beside_the_ledgers_verdict(tmp_path):
     path = publish([record(s, gain=-.05) for s in range(100, 110)], "slmkit confirm")
     e = read_entry(path)
     e["claims"]["helps"]["verdict"]["because"] = ["budget", "It stops after <60> steps."]
-    path.write_text(dump(e))
-    html = write(batch(tmp_path/"run", BUILDING)).read_text()
+    path.write_text(dump(e), encoding="utf-8")
+    html = write(batch(tmp_path/"run", BUILDING)).read_text(encoding="utf-8")
     assert "opposite, in Toyland" in html and "why not: budget: It stops after &lt;60&gt; steps." in html
 
 
@@ -108,13 +108,13 @@ def test_a_further_attempt_is_judged_at_its_own_level(tmp_path):
     for code in "abcdefghij":
         path = publish(small(hashes=dict(code=code, model="m", data="d")), "slmkit confirm")
     [row] = claim_rows(small(hashes=dict(code="k", model="m", data="d")))
-    assert row["label"].startswith("open") and len(json.loads(path.read_text())["attempts"]) == 10
+    assert row["label"].startswith("open") and len(json.loads(path.read_text(encoding="utf-8"))["attempts"]) == 10
 
 
 def test_counts_are_of_claims_of_papers(tmp_path):
     own = [record(s) for s in range(100, 110)]
     for r in own: r["claims"]["helps"] |= dict(spec=SPEC | dict(work=None, stands="variant"))
-    text = write(batch(tmp_path/"run", own)).read_text()
+    text = write(batch(tmp_path/"run", own)).read_text(encoding="utf-8")
     assert "our variant, counted apart: 1 holds" in text and "claims of papers" not in text
 
 
@@ -126,55 +126,56 @@ def test_counts_are_of_claims_of_papers(tmp_path):
     (CONFIRMED[:9] + [record(109, hashes={})], "no verdict: the record of seed 109 lacks")])
 def test_incomplete_confirm_seeds_give_no_verdict(tmp_path, records, start):
     assert outcome_of("helps", groups(records)[0]).startswith(start)
-    text = write(batch(tmp_path/"run", records)).read_text()
+    text = write(batch(tmp_path/"run", records)).read_text(encoding="utf-8")
     assert not any(w in text for w in NO_VERDICT)
 
 
 def test_runs_of_earlier_code_are_left_out_and_counted(tmp_path):
     new = [record(s, gain=.09, hashes=dict(code="new", model="m", data="d")) for s in range(2)]
     path = write(batch(tmp_path/"run", BUILDING + new))
-    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text(encoding="utf-8"))))
     assert [(r["seeds"], float(r["mean"]) > .07) for r in rows] == [("0-1", True)]
-    assert "3 runs of earlier code, model or data left out" in path.read_text()
+    assert "3 runs of earlier code, model or data left out" in path.read_text(encoding="utf-8")
 
 
 def test_a_torn_line_is_left_out_and_counted(tmp_path):
     run = batch(tmp_path/"run", BUILDING)
-    with open(run/"records.jsonl", "a") as f: f.write('{"technique": "distill/ma\n')
-    assert "1 torn lines left out" in write(run).read_text()
+    with open(run/"records.jsonl", "a", encoding="utf-8") as f: f.write('{"technique": "distill/ma\n')
+    assert "1 torn lines left out" in write(run).read_text(encoding="utf-8")
 
 
 def test_failures_come_with_their_traceback_and_cannot_inject(tmp_path):
     run = batch(tmp_path/"run", BUILDING + [record(3, status="failed"), record(4, status="oom", error=None)])
     error = dict(output_type="error", traceback=["\x1b[31mTraceback\x1b[0m", "line 3 <b>", "ValueError: no rows"])
     (run/"notebooks").mkdir()
-    (run/"notebooks/distill_made_up 3.ipynb").write_text(json.dumps(dict(cells=[dict(outputs=[error])])))
-    html = write(run).read_text()
+    (run/"notebooks/distill_made_up 3.ipynb").write_text(json.dumps(dict(cells=[dict(outputs=[error])])),
+        encoding="utf-8")
+    html = write(run).read_text(encoding="utf-8")
     assert "line 3 &lt;b&gt;" in html and "\x1b" not in html and "<script>alert" not in html and "oom" in html
-    assert "line 3 <b>" in (run/"report.md").read_text()
+    assert "line 3 <b>" in (run/"report.md").read_text(encoding="utf-8")
 
 
 def test_links_lead_to_the_executed_notebooks(tmp_path):
-    links = Page(write(batch(tmp_path/"run", BUILDING)).read_text()).links
+    links = Page(write(batch(tmp_path/"run", BUILDING)).read_text(encoding="utf-8")).links
     assert "notebooks/distill_made_up%200.ipynb" in links
 
 
 def test_arms_costs_and_environment_are_there(tmp_path):
-    text = " ".join(Page(write(batch(tmp_path/"run", BUILDING)).read_text()).text)
+    text = " ".join(Page(write(batch(tmp_path/"run", BUILDING)).read_text(encoding="utf-8")).text)
     for words in ("x", "0.501", "3 s a run", "500 MB at the peak", "torch", "2.13", "abc1234", "cpu-x-1t-torch2.13"):
         assert words in text
 
 
 def test_the_ids_of_a_page_are_unique(tmp_path):
-    ids = Page(write(batch(tmp_path/"run", BUILDING + CONFIRMED)).read_text()).ids
+    ids = Page(write(batch(tmp_path/"run", BUILDING + CONFIRMED)).read_text(encoding="utf-8")).ids
     assert len(ids) == len(set(ids)) > 20
 
 
 def test_csv_and_markdown_hold_the_same_lines(tmp_path):
     path = write(batch(tmp_path/"run", BUILDING + CONFIRMED))
-    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text(encoding="utf-8"))))
     assert [r["seeds"] for r in rows] == ["0-2", "100-109"] and float(rows[0]["mean"]) == pytest.approx(.035, abs=.02)
-    assert path.with_suffix(".md").read_text().count("\n| helps") == 2
+    assert path.with_suffix(".md").read_text(encoding="utf-8").count("\n| helps") == 2
 
 
 def test_sweeps_and_reruns_are_kept_apart_and_together():
@@ -185,7 +186,7 @@ def test_sweeps_and_reruns_are_kept_apart_and_together():
 
 def test_techniques_stay_together_though_runs_are_mixed(tmp_path):
     mixed = [record(s, technique=t) for s in range(2) for t in ("distill/a", "reason/b")]
-    html = write(batch(tmp_path/"run", mixed)).read_text()
+    html = write(batch(tmp_path/"run", mixed)).read_text(encoding="utf-8")
     assert html.count('<h2 id="distill-a"') == html.count('<h2 id="reason-b"') == 1
 
 
@@ -194,13 +195,13 @@ def test_a_record_without_a_spec_breaks_no_report(tmp_path):
     before = len(plt.get_fignums())
     odd = record(0); odd["claims"]["helps"] = dict(value=.1, control=None, arms={}, spec={})
     path = write(batch(tmp_path/"run", [odd, record(1, status="failed", notebook=None)]))
-    assert "can't be drawn" in path.read_text()
+    assert "can't be drawn" in path.read_text(encoding="utf-8")
     assert len(plt.get_fignums()) == before  # the picture that failed is closed as well
 
 
 @pytest.mark.parametrize("text, said_", [("", "no records"), ("{}\n", "no records"), ("nonsense", "no records")])
 def test_a_folder_that_is_no_batch(tmp_path, text, said_):
-    (tmp_path/"records.jsonl").write_text(text)
+    (tmp_path/"records.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(KitError) as e: write(tmp_path)
     assert said_ in str(e.value) and "\n" not in str(e.value)
     with pytest.raises(KitError, match="no records"): write(tmp_path/"missing")
@@ -239,7 +240,7 @@ def test_the_report_of_two_batches_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as e: main(["report", str(a), str(b)])
     out = capsys.readouterr().out
     assert e.value.code == 0 and "→ opposite" in out and "3 s → 6 s" in out
-    assert "Since before" in (b/"report.html").read_text() and not (a/"report.html").exists()
+    assert "Since before" in (b/"report.html").read_text(encoding="utf-8") and not (a/"report.html").exists()
 
 
 def test_the_newest_batch_is_taken_where_none_is_named(tmp_path):

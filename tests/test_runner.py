@@ -17,7 +17,7 @@ def slmkit(*a, **kw):
     return subprocess.run(
         [sys.executable, "-c", "from slmkit.cli.main import main; main()", *map(str, a)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         **kw,
     )
 
@@ -98,12 +98,14 @@ def test_mistakes_are_refused_before_anything_starts(tiny, tmp_path):
     with pytest.raises(KitError, match="slmkit confirm"): planning.build_seeds("99-101")
     for bad in ("", "a", "3-1", "1-"):
         with pytest.raises(KitError, match="--seeds"): planning.seeds(bad)
-    (tmp_path/"torn.ipynb").write_text('{"cells": [')
+    (tmp_path/"torn.ipynb").write_text('{"cells": [', encoding="utf-8")
     with pytest.raises(KitError, match="is no notebook"): plan([("t", tmp_path/"torn.ipynb")], "smoke", [0])
 
 def test_finding_techniques(tmp_path):
     for f in ("distill/mini", "distill/other", "adapt/other", "core/tool"):
-        p = tmp_path/"nbs"/f"{f}.ipynb"; p.parent.mkdir(parents=True, exist_ok=True); p.write_text("{}")
+        p = tmp_path/"nbs"/f"{f}.ipynb"
+        p.parent.mkdir(parents=True, exist_ok=True)
+        p.write_text("{}", encoding="utf-8")
     find = lambda n: notebooks.find(n, tmp_path)[0]
     assert find("mini") == find("distill/mini") == "distill/mini" and "core/tool" not in notebooks.techniques(tmp_path)
     with pytest.raises(
@@ -137,13 +139,12 @@ def test_record_has_what_the_design_names(tiny, tmp_path):
         "environment",
     } <= set(r)
     assert (tmp_path / "r" / r["notebook"]).exists() and "torch" in json.loads(
-        (tmp_path / "r" / r["environment"]).read_text()
+        (tmp_path / "r" / r["environment"]).read_text(encoding="utf-8")
     )["packages"]
     assert r["cpu_seconds"] > 0 and r["peak_mb"] > 10 and set(r["hashes"]) == {"code", "model", "data"}
     assert r["notebook"].endswith("/notebook.ipynb")
-    assert json.loads((tmp_path / "r" / r["notebook"]).with_name("record.json").read_text()) == r and not list(
-        (tmp_path / "r/running").iterdir()
-    )
+    kept = (tmp_path / "r" / r["notebook"]).with_name("record.json").read_text(encoding="utf-8")
+    assert json.loads(kept) == r and not list((tmp_path / "r/running").iterdir())
 
 def why(path, folder, hardware=runner.here, **kw):
     "A run that has torch at hand, by itself or from its fork server, records this machine's class."
@@ -169,12 +170,13 @@ def test_versions_and_hardware_choose_the_stratum(tiny, tmp_path, monkeypatch):
     r = go(path, folder)[0]
     place = (folder/r["notebook"]).parent
     again = place.with_name(place.name + ".2"); again.mkdir()
-    (again / "record.json").write_text(json.dumps({**r, "hardware": "cpu-y"}))
+    (again / "record.json").write_text(json.dumps({**r, "hardware": "cpu-y"}), encoding="utf-8")
     assert why(path, folder) is None  # the one without a class still answers
-    (place / "record.json").write_text(json.dumps({**r, "hardware": "cpu-y"}))
+    (place / "record.json").write_text(json.dumps({**r, "hardware": "cpu-y"}), encoding="utf-8")
     assert why(path, folder, lambda: "cpu-x") == "cpu-y then, cpu-x now"
     for p in (place, again):
-        (p / "record.json").write_text(json.dumps({**r, "versions": {**r["versions"], "torch": "1.0"}}))
+        other = {**r, "versions": {**r["versions"], "torch": "1.0"}}
+        (p / "record.json").write_text(json.dumps(other), encoding="utf-8")
     assert "torch 1.0 then" in why(path, folder)
     assert go(path, folder)[0]["notebook"] == f"{place.name}.3/notebook.ipynb" and len(records.reading(folder)[0]) == 3
 
@@ -188,14 +190,14 @@ def test_failed_runs_are_tried_again(tiny, tmp_path):
 
 def test_code_edited_during_a_run(tiny, tmp_path):
     path = tiny("t", RECORD, "import json\np = 'PATH'\n", "c.record(1)")
-    nb = json.loads(path.read_text())
+    nb = json.loads(path.read_text(encoding="utf-8"))
     edit = "t.replace('c.record(1)', 'c.record(2)').replace('0.5', '0.75')"
     nb["cells"][2]["source"] = f"t = open({str(path)!r}).read(); open({str(path)!r}, 'w').write({edit})"
-    path.write_text(json.dumps(nb))
+    path.write_text(json.dumps(nb), encoding="utf-8")
     assert go(path, tmp_path/"r")[0]["status"] == "changed"
 
 def test_relative_places_are_made_absolute(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path); (tmp_path/"my.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path); (tmp_path/"my.jsonl").write_text("{}\n", encoding="utf-8")
     run = plan([("t", tiny("t", "1"))], "smoke", [0], data="my.jsonl")[0]
     assert run["given"]["data"] == str(tmp_path/"my.jsonl")
 
@@ -217,7 +219,8 @@ def test_ten_thousand_cached_runs_are_planned_soon(tiny, tmp_path):
     for r in first:
         (folder/r["id"]).mkdir()
         (folder / r["id"] / "record.json").write_text(
-            json.dumps({**{k: r[k] for k in ("technique", "profile", "seed", "parameters", "hashes")}, **made})
+            json.dumps({**{k: r[k] for k in ("technique", "profile", "seed", "parameters", "hashes")}, **made}),
+            encoding="utf-8",
         )
     planning._look.cache_clear(); begun = time.time()
     assert len(execute(plan([("t", path)], "smoke", list(range(10)), {}, sweeps), folder)) == 10_000
@@ -233,7 +236,7 @@ def scratch(folder, name="new"):
 def test_strange_files_are_counted_and_left_out(tmp_path):
     for seed, text in enumerate(["{}", "[1]", '{"torn": ', "\xff", json.dumps(GOOD)]):
         records.publish(tmp_path, GOOD | dict(seed=seed), scratch(tmp_path))
-        (tmp_path/records.run_id(GOOD | dict(seed=seed))/"record.json").write_text(text)
+        (tmp_path/records.run_id(GOOD | dict(seed=seed))/"record.json").write_text(text, encoding="utf-8")
     found, torn = records.reading(tmp_path)
     assert found == [GOOD] and torn == 4
     run = GOOD | dict(seed=1); run["id"] = records.run_id(run)
@@ -241,7 +244,7 @@ def test_strange_files_are_counted_and_left_out(tmp_path):
 
 def test_a_folder_put_together_by_hand(tmp_path):
     "One file of lines, and folders of runs beside it."
-    (tmp_path/"records.jsonl").write_text(json.dumps(GOOD | dict(seed=7)) + '\n{"torn": ')
+    (tmp_path/"records.jsonl").write_text(json.dumps(GOOD | dict(seed=7)) + '\n{"torn": ', encoding="utf-8")
     assert records.is_run_folder(tmp_path) and not records.is_run_folder(tmp_path/"none")
     records.publish(tmp_path, GOOD | dict(seed=8), scratch(tmp_path))
     found, torn = records.reading(tmp_path)
@@ -318,7 +321,7 @@ def test_run_folder_vanishes(tiny, tmp_path):
     assert found[0]["status"] == "folder"
 
 def test_out_that_is_a_file(tiny, tmp_path):
-    (tmp_path/"r").write_text("x")
+    (tmp_path/"r").write_text("x", encoding="utf-8")
     done = slmkit("run", tiny("t", "1"), "--profile", "smoke", "--seeds", "0", "--out", tmp_path/"r")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
@@ -430,7 +433,7 @@ def test_ctrl_c_stops_and_resumes(tiny, tmp_path):
     heard = lambda: signal.signal(
         signal.SIGINT, signal.SIG_DFL
     )  # tests in the background of a shell inherit that it is ignored
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", preexec_fn=heard)
     while len(records.reading(tmp_path/"r")[0]) < 2 and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT); out, err = p.communicate(timeout=20)
     assert (

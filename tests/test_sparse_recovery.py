@@ -240,7 +240,8 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "vocab_size": len(tok)})).save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
+    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)),
+        encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2,
         sparsity=.5, group=4)
     assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())

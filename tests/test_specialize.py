@@ -179,7 +179,7 @@ def given(tmp_path, tiny):
     def make(**fields):
         rows = [dict(q=f"ana has {i} pears and {i} plums . how many ?", a=str(2*i), r=f"{i} + {i} is {2*i} .")
             for i in range(60)]
-        (tmp_path/"rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path/"rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         return dict(data=str(tmp_path/"rows.jsonl"), columns="input=q,label=a,rationale=r", steps=2) | fields
     return make
 

@@ -26,7 +26,7 @@ SLOW = '#| slow\nmore.record(seed, rows=["r"], a=.9)'
 def project(tmp_path, monkeypatch):
     "project(*cells) makes a project whose flagship has these cells, and goes there."
     def make(*cells):
-        (tmp_path/"settings.ini").write_text("[slmkit]\nstart = step_by_step\n")
+        (tmp_path/"settings.ini").write_text("[slmkit]\nstart = step_by_step\n", encoding="utf-8")
         write_notebook(tmp_path/"nbs/distill/step_by_step.ipynb", CLAIM, *cells)
         monkeypatch.chdir(tmp_path); return tmp_path
     return make
@@ -51,7 +51,7 @@ def test_at_least_three_seeds_the_report_and_the_ledger_beside_it(project, capfd
     assert sorted(r["seed"] for r in records) == [0, 1, 2] and all(r["status"] == "ok" for r in records)
     assert all(set(r["claims"]) == {"tiny-gain"} for r in records)
     report = re.search(r"report +(\S+)", out)[1]
-    assert "tiny-gain" in open(report).read()
+    assert "tiny-gain" in open(report, encoding="utf-8").read()
     assert (
         "for the first 3" in out
         and re.search(r"this machine +0\.11 \[", out)
@@ -76,10 +76,10 @@ def test_failed_seeds_are_told_and_the_exit_code_says_so(project, capfd):
 def test_settings_say_what_is_run(project, capfd):
     root = project(RECORD)
     write_notebook(root/"nbs/adapt/other.ipynb", CLAIM, RECORD)
-    (root/"settings.ini").write_text("[slmkit]\nstart = other\n")
+    (root/"settings.ini").write_text("[slmkit]\nstart = other\n", encoding="utf-8")
     code, out, err = said(capfd, "start", "--budget", "0.1s")
     assert code == 0 and "adapt/other at profile cpu" in out and "run other " in out
-    (root/"settings.ini").write_text("[slmkit]\nstart =\n")
+    (root/"settings.ini").write_text("[slmkit]\nstart =\n", encoding="utf-8")
     assert "write `start = NAME`" in one_line(capfd, "start")
 
 
@@ -92,7 +92,7 @@ def test_settings_say_what_is_run(project, capfd):
     ],
 )
 def test_bad_options(project, capfd, argv, words):
-    root = project(RECORD); (root/"file").write_text("")
+    root = project(RECORD); (root/"file").write_text("", encoding="utf-8")
     assert words in one_line(capfd, "start", *argv)
     assert not (root/"runs").exists()
 
@@ -121,7 +121,7 @@ def test_damaged_weights_stop_it_before_anything_runs(project, tmp_path, monkeyp
     ],
 )
 def test_mistakes_at_the_door_are_one_line(project, capfd, argv, words):
-    root = project(RECORD); (root/"file").write_text("")
+    root = project(RECORD); (root/"file").write_text("", encoding="utf-8")
     assert words in one_line(capfd, *argv)
 
 MISTAKES = {
@@ -134,7 +134,7 @@ def test_mistakes_that_only_a_run_can_see_are_one_line_each(project, capfd, monk
     monkeypatch.delenv("SLMKIT_DATA", raising=False)
     root = project(RECORD)
     own = root / "own.jsonl"
-    own.write_text("".join(json.dumps(dict(question=f"{i} ?", answer="y")) + "\n" for i in range(40)))
+    own.write_text("".join(json.dumps(dict(question=f"{i} ?", answer="y")) + "\n" for i in range(40)), encoding="utf-8")
     for i, cell in enumerate(MISTAKES):
         write_notebook(
             root / f"nbs/adapt/0{i}_mistake{i}.ipynb",

@@ -276,7 +276,7 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     tiny("Qwen2", vocab_size=len(tok)).float().save_pretrained(tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
     mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes {i + 1} and then {i + 2} .", label="-"))
-            for i in range(900)))
+            for i in range(900)), encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2, share=.5)
     assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
     assert found["really-faster"]["arms"]["parameters_small"] < found["really-faster"]["arms"]["parameters_dense"]

@@ -15,7 +15,7 @@ PARTS = "nbs", "slmkit", "settings.ini", "pyproject.toml", "_quarto.yml", "READM
 def sources_of(root):
     "The files that make a fresh clone: what git tracks and new notebooks, without weights."
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS]
-    given = subprocess.run(listing, cwd=root, capture_output=True, text=True).stdout.split("\0")
+    given = subprocess.run(listing, cwd=root, capture_output=True, encoding="utf-8").stdout.split("\0")
     found = [f for f in given if f and not f.startswith("slmkit/zoo/")]
     return [f for f in found if (root/f).is_file()]
 
@@ -30,7 +30,7 @@ def copy_project(root, to):
 
 def python(root, code):
     "Output of Python code that stands in a project and imports its slmkit."
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, encoding="utf-8", timeout=120,
                           env=os.environ | ENV | dict(PYTHONPATH=f"{root}{os.pathsep}{ROOT}"))
     assert done.returncode in (0, 1, 2), done.stderr
     return done.stdout + done.stderr
@@ -64,8 +64,9 @@ def test_regenerating_changes_no_committed_file(synced):
 
 def test_git_ignores_what_is_made():
     if not sources_of(ROOT): pytest.skip("not a git checkout")
-    ignored = subprocess.run(["git", "check-ignore", *MADE], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    tracked = subprocess.run(["git", "ls-files", *MADE], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    ignored = subprocess.run(["git", "check-ignore", *MADE], cwd=ROOT, capture_output=True,
+                             encoding="utf-8").stdout.split()
+    tracked = subprocess.run(["git", "ls-files", *MADE], cwd=ROOT, capture_output=True, encoding="utf-8").stdout.split()
     assert ignored == list(MADE) and tracked == []
 
 def test_a_fresh_clone_works_before_sync(tmp_path):
@@ -82,20 +83,21 @@ def test_syncing_twice_changes_nothing(fresh):
 
 def test_the_sidebar_lists_every_notebook_once(synced):
     root = synced[0]
-    listed = re.findall(r"- (\S+\.ipynb)", (root/"nbs/sidebar.yml").read_text())
+    listed = re.findall(r"- (\S+\.ipynb)", (root/"nbs/sidebar.yml").read_text(encoding="utf-8"))
     assert sorted(listed) == sorted(p.relative_to(root/"nbs").as_posix() for p in notebooks(root))
     import yaml
-    assert yaml.safe_load((root/"nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    assert yaml.safe_load((root/"nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
 
 def test_hand_edits_of_generated_files_are_undone(fresh):
     before = state(fresh)
-    for name in ("slmkit/toyland/world.py", "nbs/sidebar.yml"): (fresh/name).write_text("x = 1\n")
+    for name in ("slmkit/toyland/world.py", "nbs/sidebar.yml"): (fresh/name).write_text("x = 1\n", encoding="utf-8")
     said = slmkit(fresh, "sync")
     assert state(fresh) == before and "wrote slmkit/toyland/world.py" in said and "wrote nbs/sidebar.yml" in said
 
 def test_no_exported_module_holds_a_mark_of_labs(synced):
     for p in (synced[0]/"slmkit").rglob("*.py"):
-        assert not re.search(r"^[ \t]*(### (BEGIN|END) SOLUTION|#\| (exercise|hint))", p.read_text(), re.M), p
+        text = p.read_text(encoding="utf-8")
+        assert not re.search(r"^[ \t]*(### (BEGIN|END) SOLUTION|#\| (exercise|hint))", text, re.M), p
 
 def test_sync_outside_a_project_is_told_in_one_line(tmp_path):
     said = slmkit(tmp_path, "sync")  # this checkout's slmkit: there is none in that folder
@@ -120,15 +122,15 @@ def messy(path):
     cell = dict(cell_type="code", id="a", source="seed = 0", execution_count=7, outputs=out,
                 metadata=dict(tags=["parameters"], scrolled=True))
     kernel = dict(kernelspec=dict(name="python3"))
-    path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)), encoding="utf-8")
     return path
 
-def metadata(path): return json.loads(path.read_text())["cells"][0]["metadata"]
+def metadata(path): return json.loads(path.read_text(encoding="utf-8"))["cells"][0]["metadata"]
 
 def test_the_parameters_tag_survives_our_clean(tmp_path):
     path = messy(tmp_path/"a.ipynb")
     assert sync.clean(path) == path and sync.clean(path) is None
-    cell = json.loads(path.read_text())["cells"][0]
+    cell = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
     assert cell["metadata"] == dict(tags=["parameters"]) and cell["outputs"] == [] and cell["execution_count"] is None
 
 def test_the_parameters_tag_survives_nbdev_clean(fresh):
@@ -137,7 +139,8 @@ def test_the_parameters_tag_survives_nbdev_clean(fresh):
     python(fresh, code)
     assert metadata(path) == dict(tags=["parameters"])
     settings = fresh/"pyproject.toml"  # the trap itself: without the setting the tag is lost
-    settings.write_text(re.sub(r"^allowed_cell_metadata_keys.*$", "", settings.read_text(), flags=re.M))
+    without = re.sub(r"^allowed_cell_metadata_keys.*$", "", settings.read_text(encoding="utf-8"), flags=re.M)
+    settings.write_text(without, encoding="utf-8")
     messy(path)
     python(fresh, code)
     assert metadata(path) == {}
@@ -154,7 +157,7 @@ def test_a_new_technique_keeps_the_contract_and_runs(fresh):
     assert not (fresh/"slmkit/distill/my_idea_repro.py").exists()
     said = [l for l in slmkit(fresh, "check").splitlines() if "my_idea" in l]
     assert said and all(l.startswith("note: ") for l in said), said
-    listed = (fresh/"nbs/sidebar.yml").read_text()
+    listed = (fresh/"nbs/sidebar.yml").read_text(encoding="utf-8")
     assert listed.index(f"distill/{lesson.name}") < listed.index(f"distill/{measured.name}")
     code = "import slmkit.distill.my_idea as m; print(m.__file__, m.vote(['a', 'b', 'b']))"
     assert str(fresh) in python(fresh, code) and python(fresh, code).strip().endswith(" b")
@@ -224,11 +227,11 @@ def test_new_refuses_bad_names_in_one_line(tmp_path, name, words):
 
 def test_new_refuses_to_overwrite(tmp_path):
     made = template(tmp_path)
-    texts = [p.read_text() for p in made]
+    texts = [p.read_text(encoding="utf-8") for p in made]
     with pytest.raises(KitError, match="exists already"): template(tmp_path)
     made[0].unlink()  # neither of the two is written over
     with pytest.raises(KitError, match="my_idea_repro.ipynb exists already"): template(tmp_path)
-    assert made[1].read_text() == texts[1] and not made[0].exists()
+    assert made[1].read_text(encoding="utf-8") == texts[1] and not made[0].exists()
     assert [p.name for p in template(tmp_path, "distill/other")] == ["other.ipynb", "other_repro.ipynb"]
 
 # ---- check
@@ -236,9 +239,9 @@ def test_new_refuses_to_overwrite(tmp_path):
 def broken(tmp_path, change):
     "What check says of a first-edition notebook after `change(source) -> source` of every cell."
     path = first_edition(tmp_path)
-    nb = json.loads(path.read_text())
+    nb = json.loads(path.read_text(encoding="utf-8"))
     for c in nb["cells"]: c["source"] = change("".join(c["source"])).splitlines(True)
-    path.write_text(json.dumps(nb))
+    path.write_text(json.dumps(nb), encoding="utf-8")
     return check.notebook_problems(path)
 
 @pytest.mark.parametrize("old, new, line", [
@@ -266,20 +269,20 @@ def test_a_first_edition_notebook_breaks_nothing(tmp_path): assert broken(tmp_pa
 
 def test_check_finds_a_claim_after_its_experiment(tmp_path):
     path = first_edition(tmp_path)
-    nb = json.loads(path.read_text())
+    nb = json.loads(path.read_text(encoding="utf-8"))
     code = [(i, "".join(c["source"])) for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code"]
     at = lambda word: next(i for i, source in code if word in source)
     i, j = at("= claim("), at(".record(")
     nb["cells"][i], nb["cells"][j] = nb["cells"][j], nb["cells"][i]
-    path.write_text(json.dumps(nb))
+    path.write_text(json.dumps(nb), encoding="utf-8")
     assert check.notebook_problems(path) == ["a result is recorded before the claim is declared: declare it first"]
 
 def test_check_finds_outputs_and_the_missing_tag(tmp_path):
     path = first_edition(tmp_path)
-    nb = json.loads(path.read_text())
+    nb = json.loads(path.read_text(encoding="utf-8"))
     for c in nb["cells"]: c["metadata"] = {}
     nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text="1")]
-    path.write_text(json.dumps(nb))
+    path.write_text(json.dumps(nb), encoding="utf-8")
     found = check.notebook_problems(path)
     assert len(found) == 2 and "outputs are committed" in found[0] and "tagged `parameters`" in found[1]
 
@@ -293,7 +296,8 @@ def test_check_finds_stray_modules(fresh):
 def test_check_finds_a_work_that_the_registry_lacks(fresh):
     assert check.work_problems(fresh) == []
     path = fresh/"nbs/distill/step_by_step.ipynb"
-    path.write_text(path.read_text().replace("distilling-step-by-step", "distilling-step-by-stap"))
+    text = path.read_text(encoding="utf-8").replace("distilling-step-by-step", "distilling-step-by-stap")
+    path.write_text(text, encoding="utf-8")
     found = check.work_problems(fresh)
     assert len(found) == 1 and "did you mean 'distilling-step-by-step'" in found[0]
 
@@ -306,7 +310,7 @@ def test_long_modules_are_found(tmp_path):
 
 def test_a_broken_notebook_is_named(tmp_path):
     path = tmp_path/"a.ipynb"
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(KitError, match="a.ipynb is no notebook"): check.notebook_problems(path)
 
 PAGES = [p for p in notebooks(ROOT) if p.parent.name not in TECHNIQUES]

@@ -192,7 +192,8 @@ run = partial(ran, NB)
 def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, lm):
     qwen(lm[1], tmp_path/"qwen")
     mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)))
+    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)),
+        encoding="utf-8")
     found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2)
     assert set(found) == CLAIMS | {"scales-come-near-qat"}
     assert found["fine-where-needed"]["model"] == str(tmp_path/"qwen")

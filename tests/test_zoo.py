@@ -29,7 +29,8 @@ def test_shipped_weights_are_whole(capsys):
 
 def test_list_and_card(capsys, copy):
     card = copy/"t5-1m/card.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | dict(parameters=1234567)))
+    card.write_text(json.dumps(json.loads(card.read_text(encoding="utf-8")) | dict(parameters=1234567)),
+        encoding="utf-8")
     assert "1.23 M" in said(capsys, "zoo", "list")[1]
     assert "parameters: 1,234,567" in said(capsys, "zoo", "card", "t5-1m")[1]
     assert json.loads(said(capsys, "zoo", "card", "t5-1m", "--json")[1])["parameters"] == 1234567
@@ -49,7 +50,7 @@ def test_loading_corrupted_or_missing_weights_is_one_line(copy):
 @pytest.mark.parametrize("card", [None, "{", "{}", "[3]"])
 def test_a_missing_or_damaged_card_is_one_line(capsys, copy, card):
     path = copy/"t5-1m/card.json"
-    path.unlink() if card is None else path.write_text(card)
+    path.unlink() if card is None else path.write_text(card, encoding="utf-8")
     code, _, err = said(capsys, "zoo", "verify")
     assert code == 2 and "git checkout -- slmkit/zoo" in err and "\n" not in err
     assert said(capsys, "zoo", "list")[0] == 0  # the list of the others still works
@@ -89,7 +90,7 @@ peak = 7e-2
 size = 4
 """
 def test_a_model_of_ones_own_is_built_from_a_file_and_loaded(capsys, tmp_path):
-    (tmp_path/"mine.toml").write_text(MINE)
+    (tmp_path/"mine.toml").write_text(MINE, encoding="utf-8")
     words = "--config", str(tmp_path/"mine.toml"), "--out", str(tmp_path/"mine")
     code, out, err = said(capsys, "zoo", "build", *words)
     assert code == 0 and "loss" in out, err
@@ -104,7 +105,7 @@ def test_a_model_of_ones_own_is_built_from_a_file_and_loaded(capsys, tmp_path):
     (MINE.replace("num_attention_heads = 2", "num_attention_heads = 3"), "no Llama of this shape"),
 ])
 def test_a_file_that_says_no_model_is_one_line(capsys, tmp_path, text, told):
-    if text is not None: (tmp_path/"mine.toml").write_text(text)
+    if text is not None: (tmp_path/"mine.toml").write_text(text, encoding="utf-8")
     code, _, err = said(capsys, "zoo", "build", "--config", str(tmp_path/"mine.toml"), "--out", str(tmp_path/"out"))
     assert code == 2 and told in err and "\n" not in err and not list(tmp_path.glob("out*"))
 
@@ -118,7 +119,7 @@ def test_a_twin_is_its_base_and_its_factors(copy):
     for c in layers.values(): torch.nn.init.normal_(c.B, std=.1)
     save_tuned(copy/"lm-1m-mine", "lm-1m", layers)
     (copy / "lm-1m-mine/card.json").write_text(
-        json.dumps(dict(base="lm-1m", sha256=zoo.sha256(copy / "lm-1m-mine/model.safetensors")))
+        json.dumps(dict(base="lm-1m", sha256=zoo.sha256(copy / "lm-1m-mine/model.safetensors"))), encoding="utf-8"
     )
     for kind, prefix in (("causal", "model."), ("encoder", "")):  # with its head and without it
         twin, _ = zoo.load_model("lm-1m-mine", device="cpu", kind=kind)
@@ -134,7 +135,7 @@ def test_a_twin_is_its_base_and_its_factors(copy):
 
 def test_a_twin_of_another_base_is_one_line(capsys, copy):
     made = copy/"lm-1m-it/base_config.json"
-    made.write_text(json.dumps(json.loads(made.read_text()) | dict(sha256="0"*64)))
+    made.write_text(json.dumps(json.loads(made.read_text(encoding="utf-8")) | dict(sha256="0"*64)), encoding="utf-8")
     with pytest.raises(KitError, match="tuned from another lm-1m"): zoo.load_model("lm-1m-it", kind="causal")
     code, _, err = said(capsys, "zoo", "verify")
     assert code == 2 and "lm-1m-it" in err and "git checkout" in err and "\n" not in err

@@ -25,7 +25,7 @@ from .settings import KitError
 @cache
 def prefers_onednn():
     "Whether float32 products of this processor are better left to oneDNN: AMD with AVX-512, on Linux."
-    try: amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    try: amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError: return False  # no Linux: as PyTorch has it
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return amd and wide and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -26,7 +26,7 @@ def zoo_folder(): "The folder of the shipped models."; return package_folder()/"
 def zoo():
     "The cards of all shipped models: {name: card}; a card that can't be read is empty, and `verify` says so."
     def card(path):
-        try: return dict(json.loads(path.read_text()))
+        try: return dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError): return {}
     return {p.parent.name: card(p) for p in sorted(zoo_folder().glob("*/card.json"))}
 
@@ -47,7 +47,7 @@ def verify(
     if sha256(path) != zoo()[name]["sha256"]:
         raise KitError(f"zoo model {name!r}: {path} is corrupted (its checksum differs): {mend}")
     made = path.with_name("base_config.json")  # what a tuned model was tuned from
-    base = json.loads(made.read_text()) if made.is_file() else None
+    base = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else None
     if base and base["sha256"] != zoo().get(base["base"], {}).get("sha256"):
         raise KitError(f"zoo model {name!r} was tuned from another {base['base']} than the one that is here: {mend}")
 

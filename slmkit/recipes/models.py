@@ -57,7 +57,7 @@ def recipe(
     "(family, shape, {stage: how}) of a model. KitError for what is neither, or for a file that says too little."
     if name in SHAPES: return (*SHAPES[name], STAGES[name])
     if not name.endswith(".toml"): raise KitError(f"recipes: no model {name!r}{nearest(name, SHAPES)}")
-    try: said = tomllib.loads(Path(name).read_text())
+    try: said = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise KitError(f"recipes: {name} can't be read: {e}")
     shape, stage = dict(said.get("model", {})), said.get("stage", {})
     family = shape.pop("family", None)
@@ -108,7 +108,7 @@ def save_checkpoint(
     tmp = Path(f"{folder}.part")
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp)
     tokenizer.save_pretrained(tmp)
-    (tmp/"history.json").write_text(json.dumps(history))
+    (tmp/"history.json").write_text(json.dumps(history), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(tmp, folder)
 

@@ -9,7 +9,7 @@ __all__ = ['STATUSES', 'MEMORY', 'DISK', 'classify', 'ending', 'redrawn', 'add_o
            'skipped', 'run_cell', 'run_cells', 'save', 'run_job', 'stamp', 'account', 'usage']
 
 # %% ../../nbs/run/engine.ipynb #e9f1e003
-import io, itertools, os, re, signal, sys, time
+import io, itertools, json, os, re, signal, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from fastcore.basics import patch
@@ -97,6 +97,7 @@ def settle(self: Outputs):
 @patch
 def add(self: Outputs, o): # a dict in notebook format
     if self.held: self.settle()
+    o = json.loads(json.dumps(o, ensure_ascii=False, default=str).encode("utf-8", "replace"))  # what a file can hold
     add_output(self.man.nb.cells[self.at].outputs, o, self.shown)
 
 # %% ../../nbs/run/engine.ipynb #7612ff30
@@ -193,7 +194,7 @@ def save(nb, path): # notebook, where to; None = nowhere
     if not path: return
     temp = f"{path}.part"
     try:
-        with open(temp, "w", encoding="utf-8") as f: f.write(nbformat.writes(nb))
+        with open(temp, "w", encoding="utf-8", errors="replace") as f: f.write(nbformat.writes(nb))
         os.replace(temp, path)
     except OSError:
         if os.path.exists(temp): os.unlink(temp)

@@ -58,7 +58,7 @@ def enter(job):
     os.environ.clear()
     os.environ.update(job["env"])
     peak = Path("/proc/self/clear_refs")
-    if peak.exists(): peak.write_text("5")  # peak memory starts here
+    if peak.exists(): peak.write_text("5", encoding="utf-8")  # peak memory starts here
     reseed()
 
 # %% ../../nbs/run/executors.ipynb #12d0e47f
@@ -68,7 +68,8 @@ def child(job, pipe): # dict, where events go
         die_with_parent()
         enter(job)
         begun = time.monotonic()
-        def tell(**event): pipe.send_bytes(json.dumps(event, default=str).encode())
+        plain = lambda event: json.dumps(event, ensure_ascii=False, default=str).encode("utf-8", "replace")
+        def tell(**event): pipe.send_bytes(plain(event))
         out = run_job(job, tell)
         tell(event="end", **account(begun), **out)
         os._exit(0)
@@ -115,6 +116,7 @@ class Live:
     pipe: object # its events; None once it has closed its end
     begun: float = field(default_factory=time.monotonic)
     stopped: bool = False
+    own: str = "" # a folder of the run's own, for IPython: that of the user may be full, missing or read-only
 
 # %% ../../nbs/run/executors.ipynb #67c43a2b
 @contextmanager
@@ -125,11 +127,12 @@ def no_main():
     finally: sys.modules["__main__"] = main
 
 # %% ../../nbs/run/executors.ipynb #64b70180
-def kill(process):
-    "End a run's process and whatever it left running."
-    try: os.killpg(process.pid, signal.SIGKILL)
-    except (AttributeError, ProcessLookupError, PermissionError): process.kill()  # Windows; not yet in its own session
-    process.join()
+def kill(run): # Live
+    "End a run's process and whatever it left running, and remove its own folder."
+    try: os.killpg(run.process.pid, signal.SIGKILL)
+    except (AttributeError, ProcessLookupError, PermissionError): run.process.kill()  # Windows; not yet in a session
+    run.process.join()
+    shutil.rmtree(run.own, ignore_errors=True)
 
 # %% ../../nbs/run/executors.ipynb #f4d6ea7f
 class Local:
@@ -153,7 +156,7 @@ def stop(self: Local, id):
 @patch
 def close(self: Local):
     "End all runs."
-    while self.live: kill(self.live.popitem()[1].process)
+    while self.live: kill(self.live.popitem()[1])
 
 # %% ../../nbs/run/executors.ipynb #de811cf6
 @patch
@@ -182,7 +185,8 @@ def _warm(self: Local):
 @patch
 def start(self: Local, job): # see `run_job`
     "Start a run. KitError where the system gives no process for it."
-    job = {**job, "env": {**environment(self.offline), **(job.get("env") or {})}}
+    own = tempfile.mkdtemp(prefix="slmkit-")
+    job = {**job, "env": {"IPYTHONDIR": own, **environment(self.offline), **(job.get("env") or {})}}
     for attempt in range(5):  # the fork server may have been killed: then the next try starts another
         get, put = CONTEXT.Pipe(duplex=False)
         process = CONTEXT.Process(target=child, args=(job, put), daemon=True)
@@ -190,7 +194,7 @@ def start(self: Local, job): # see `run_job`
             with self.around(): process.start()
         except (EOFError, ConnectionError): continue
         finally: put.close()
-        self.live[job["id"]] = Live(job, process, get)
+        self.live[job["id"]] = Live(job, process, get, own=own)
         return
     raise KitError(f"the fork server won't stay: see {self.log}")
 
@@ -203,7 +207,7 @@ def events(self: Local, wait=.1):
     else: time.sleep(wait)
     found = [dict(e, id=id) for id, run in [*self.live.items()] for e in news(run)]
     for e in found:
-        if e["event"] == "end": kill(self.live.pop(e["id"]).process)
+        if e["event"] == "end": kill(self.live.pop(e["id"]))
     return found
 
 # %% ../../nbs/run/executors.ipynb #d10823f8
@@ -216,7 +220,7 @@ def news(run): # Live
     if any(e["event"] == "end" for e in told): return told
     why = death(run, ended)
     if not why: return told
-    kill(run.process)
+    kill(run)
     stamp(run.job["output"], *why)
     seconds = round(time.monotonic() - run.begun, 2)
     return [*told, dict(event="end", status=why[0], error=why[1], seconds=seconds)]

@@ -159,7 +159,7 @@ def parsed(line): # bytes
 @cache
 def commit(root): # the project
     "Commit of the project, with `+` where files differ from it; None outside git."
-    def git(*a): return subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=20)
+    def git(*a): return subprocess.run(["git", "-C", str(root), *a], capture_output=True, encoding="utf-8", timeout=20)
     try:
         head = git("rev-parse", "--short=12", "HEAD")
         dirty = git("status", "--porcelain", "-uno", "--", "nbs", "slmkit")

@@ -20,7 +20,7 @@ def tiny(path): # to write
     cells = [new_code_cell('profile = "smoke"\nseed = 0', metadata=dict(tags=["parameters"])),
         *map(new_code_cell, TINY)]
     spec = dict(kernelspec=dict(name="python3", language="python", display_name="python3"))
-    Path(path).write_text(writes(new_notebook(cells=cells, metadata=spec)))
+    Path(path).write_text(writes(new_notebook(cells=cells, metadata=spec)), encoding="utf-8")
     return Path(path)
 
 def command(
@@ -96,7 +96,8 @@ def memory(side=2): # runs at once
     import psutil
     folder, most, pool = Path(tempfile.mkdtemp()), 0, Local(STACK)
     path = tiny(folder/"tiny.ipynb")
-    path.write_text(path.read_text().replace("plt.plot(x[0]);", "import time; time.sleep(2)"))
+    text = path.read_text(encoding="utf-8").replace("plt.plot(x[0]);", "import time; time.sleep(2)")
+    path.write_text(text, encoding="utf-8")
     for i in range(side):
         pool.start(dict(id=i, notebook=str(path), output=str(folder/f"{i}.ipynb"), log=str(folder/"log.txt")))
     while pool.live:
