@@ -15,6 +15,7 @@ from ..files import write
 from .page import refresh
 from ..run.notebooks import (FAMILIES, KIT, TECHNIQUES, keeps_outputs, load, notebooks, project, read,
                                   sources, strip_markers)
+from ..verdicts.ledger import copy_reasons
 from ..verdicts.figure import PLACE, for_readme, picture_text
 
 # %% ../../nbs/project/sync.ipynb #f8b369b7
@@ -123,8 +124,8 @@ def modules(root): # the project
 
 # %% ../../nbs/project/sync.ipynb #0ae22331
 def sync(root=None): # the project; None = the one around this folder
-    "Regenerate library, sidebar, `_quarto.yml` copy and README; gives the list of changed paths."
+    "Regenerate library, sidebar, `_quarto.yml` copy and README, copy reasons into the ledger; gives what changed."
     root = project(root)
     one_owner(root)
-    changed = [clean(p) for p in notebooks(root)]
+    changed = copy_reasons(Path(root, "slmkit/ledger"), root) + [clean(p) for p in notebooks(root)]
     return [p for p in changed if p] + modules(root) + texts(root)
