@@ -65,6 +65,14 @@ def test_attempts_are_counted_and_never_reset(shipped):
         assert [a["code"] for a in load(path)["attempts"]] == ["c1", "c2", "c3"][:i]
 
 
+def test_attempts_on_another_task_are_carried_by_was(shipped):
+    publish(ten(), "confirm")
+    def moved(spec): return [record(s, code="c2", data="other") | dict(claims=dict(
+        helps=record(s)["claims"]["helps"] | dict(spec=spec))) for s in range(100, 110)]
+    e = load(publish(moved(SPEC | dict(was="helps")), "confirm"))
+    assert e["claims"]["helps"]["verdict"]["attempts"] == 2 and len(e["attempts"]) == 2 and check_ledger() == []
+
+
 def test_the_same_code_is_judged_once(shipped):
     path = publish(ten(), "confirm"); before = path.read_text(encoding="utf-8")
     with pytest.raises(KitError, match="already ran for this code"): publish(ten(gain=.09), "again")

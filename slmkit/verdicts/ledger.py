@@ -6,8 +6,8 @@ Docs: https://slmkit.github.io/slmkit/verdicts/ledger.html.md"""
 
 # %% auto #0
 __all__ = ['FUNCTIONS', 'SAID', 'evaluate', 'shared_rows', 'judged', 'verdicts', 'known', 'merge', 'attempt', 'check_defaults',
-           'reasons', 'with_reasons', 'copy_reasons', 'unexplained', 'make_entry', 'publish', 'near', 'wrong_values',
-           'bent', 'problems', 'check_ledger']
+           'reasons', 'with_reasons', 'copy_reasons', 'unexplained', 'inherited', 'make_entry', 'publish', 'near',
+           'wrong_values', 'bent', 'problems', 'check_ledger']
 
 # %% ../../nbs/verdicts/ledger.ipynb #409b3aa8
 import ast, json, math
@@ -143,11 +143,17 @@ def unexplained(folder=None): # of the ledger
             for e, n, v in judged if v["outcome"] != "holds" and not v["because"]]
 
 # %% ../../nbs/verdicts/ledger.ipynb #38eb74b8
-def make_entry(shared, records, found, old, command, power=None):
+def inherited(shared, records, folder=None): # of `head`; of the ledger
+    "Earlier attempts, in the technique's other entries, at what a claim names as `was`: on another task, say."
+    was = {c["spec"].get("was") for r in records for c in r["claims"].values()} - {None}
+    others = [e for e in ours(folder, shared["technique"]) if file_of(e) != file_of(shared)]
+    return [a for e in others for a in e["attempts"] if was & set(a["outcomes"])]
+
+def make_entry(shared, records, found, earlier, command, power=None):
     "The entry as a dict: what the runs share, claims with verdicts, all attempts, and the runs."
     last, (runs, claims) = records[-1], fold(records)
     for n, v in found.items(): claims[n] |= dict(verdict=asdict(v), power=(power or {}).get(n))
-    attempts = (old["attempts"] if old else []) + [attempt(records, found, shared["hashes"])]
+    attempts = [*earlier, attempt(records, found, shared["hashes"])]
     return shared | dict(command=command, date=today(), commit=last.get("commit"), versions=last.get("versions"),
                          claims=with_reasons(claims, reasons(shared["technique"])), attempts=attempts, attested=[],
                          fingerprint=None, runs=runs)
@@ -171,8 +177,9 @@ def publish(
     records = merge(old, records, shared["hashes"])
     if records is None: return whose
     records = sorted(records, key=lambda r: r["seed"])
-    found = verdicts(records, old["attempts"] if old else ())
-    whole(path, dump(make_entry(shared, records, found, old, command, power)))
+    earlier = old["attempts"] if old else inherited(shared, records, folder)
+    entry = make_entry(shared, records, verdicts(records, earlier), earlier, command, power)
+    whole(path, dump(entry))
     if whose != path: whose.unlink()  # of an older class that didn't name the processor's maker
     return path
 
