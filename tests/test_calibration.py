@@ -1,5 +1,5 @@
-"""Calibration of a prompted classifier: ECE against torchmetrics, temperature against a grid, priors that are known, and
-what ensembles can't do."""
+"""Calibration of a prompted classifier: ECE against torchmetrics, temperature against a grid, priors that are known,
+and what ensembles can't do."""
 import random
 import pytest, torch
 from slmkit.core import answers
@@ -69,7 +69,8 @@ def test_batch_calibration_takes_out_any_preference_and_is_done_once():
 def test_a_skewed_batch_spoils_the_prior():
     log_p, y = drawn(6, n=4000)
     only = y == 0
-    wrong, right = (judged(p, y[only])["accuracy"] for p in (batch_calibrated(log_p[only]), batch_calibrated(log_p)[only]))
+    found = batch_calibrated(log_p[only]), batch_calibrated(log_p)[only]
+    wrong, right = (judged(p, y[only])["accuracy"] for p in found)
     assert wrong < right - .1
 
 # ---- ensembles
