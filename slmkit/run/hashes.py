@@ -15,6 +15,7 @@ from functools import lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
 from ..core.real import model_hash, real_models
+from ..core.sets import data_folder
 from ..core.settings import default_model, directives, package_folder
 from .notebooks import profiles, read, record_name, settings_call, sources
 
@@ -201,7 +202,7 @@ def data_hash(
     columns="", # mapping of columns
 ):
     "Hash of the data that a name stands for: a set's files where SLMKIT_DATA has them, as its manifest says otherwise."
-    known, root = manifest().get(name), os.environ.get("SLMKIT_DATA")
+    known, root = manifest().get(name), data_folder()
     if not known: return digest(f"{place_hash(name)} {columns}")
     files = [(Path(root or "/nowhere", known["folder"], f["file"]), f) for f in known["files"].values()]
     return digest(json.dumps([name, columns, [file_hash(p) if p.is_file() else f.get("sha256") for p, f in files]]))
