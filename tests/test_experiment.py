@@ -217,7 +217,7 @@ def test_the_code_hash_counts_the_file_that_tune_writes(tmp_path, monkeypatch):
     from slmkit.run import hashes
     monkeypatch.setattr(hashes, "package_folder", lambda: tmp_path)
     monkeypatch.setattr(tuning, "package_folder", lambda: tmp_path)
-    monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/some_repro")
+    monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/some")
     cfg = settings("smoke", smoke=SMALL | dict(model="owner/small-2.5", data="folder/own.jsonl"))
     at = dict(model=cfg.model, data=cfg.data)
     assert not hashes.tuning_hash("nbs/distill/some_repro.ipynb", at)
@@ -228,15 +228,15 @@ def test_the_code_hash_counts_the_file_that_tune_writes(tmp_path, monkeypatch):
 @pytest.fixture
 def notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("SLMKIT_TUNING", str(tmp_path))
-    monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/some_repro_short")
+    monkeypatch.setenv("SLMKIT_TECHNIQUE", "distill/some-short")
     settings("smoke", smoke=SMALL)
-    return tmp_path/"some.lm-0.1m.topics.json"
+    return tmp_path/"some-short.lm-0.1m.topics.json"
 
 def test_trials_are_made_only_when_asked_for(notebook, trial, monkeypatch, capsys):
     calls = []
     score = lambda t, rate: calls.append((t.seed, rate)) or {1e-3: .2, 3e-3: .6, 1e-2: .5}[rate] + t.seed
     assert tuning.tune("both", trial, lr=[1e-3, 3e-3, 1e-2], score=score).empty and not calls
-    assert "no trials of 'both' are stored: slmkit tune distill/some_repro_short" in capsys.readouterr().out
+    assert "no trials of 'both' are stored: slmkit tune distill/some-short" in capsys.readouterr().out
     assert not notebook.exists()
     monkeypatch.setenv("SLMKIT_TUNE", "1")
     table = tuning.tune("both", trial, lr=[1e-3, 3e-3, 1e-2], score=score)

@@ -447,12 +447,10 @@ def test_ctrl_c_stops_and_resumes(tiny, tmp_path):
 
 def test_confirm_publishes(tiny, tmp_path, monkeypatch):
     "Seeds 100-109, no others, handed to the ledger with the command."
-    got = {}
     from slmkit.verdicts import confirm
-    monkeypatch.setattr(
-        confirm,
-        "publish",
-        lambda records, command: got.update(seeds=[r["seed"] for r in records], command=command) or "file",
-    )
-    _, path = confirm.confirm(str(tiny("t", *RIGHT)), "smoke", tmp_path/"r", command="slmkit confirm t", jobs=2)
-    assert path == "file" and got == dict(seeds=list(range(100, 110)), command="slmkit confirm t")
+    got, nb = [], str(tiny("t", *RIGHT))
+    monkeypatch.setattr(confirm, "publish", lambda records, command, power=None:
+                        got.append(([r["seed"] for r in records], command)) or "file")
+    monkeypatch.setattr(confirm, "expected", lambda *args: {})  # its claims have no fields
+    queue = confirm.confirm([nb], "smoke", tmp_path/"r", jobs=2)
+    assert got[0][0] == list(range(100, 110)) and got[0][1].startswith("slmkit confirm ") and "file" in queue.lines[0]
