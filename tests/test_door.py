@@ -1,9 +1,11 @@
 "What stands at the door: other encodings, odd notebooks and machines, mistakes that are told before anything runs."
-import json, os, re, shutil, subprocess, sys, time
+import csv, json, os, re, shutil, subprocess, sys, time
 from types import SimpleNamespace
-import pytest
+import pytest, typer
 from conftest import ROOT, code_cell, write_notebook
+from slmkit.cli.main import build, main
 from slmkit.core.settings import KitError
+from slmkit.project.registry import bibtex, registry
 from slmkit.project.sync import sync
 from slmkit.run.batch import execute
 from slmkit.run.notebooks import read
@@ -59,7 +61,8 @@ def test_a_file_without_an_encoding_would_be_found(foreign):
 def test_runs_and_reports_do_not_need_utf8(foreign, tmp_path):
     path = write_notebook(tmp_path/"tiny.ipynb", "print('a → b · café')", "raise ValueError('né → ×')")
     done = slmkit("run", path, "--seeds", "0", "--out", tmp_path/"r", **foreign)
-    assert "né ? ×".encode("cp1252").decode("utf-8", "replace") in fine(done, 1)
+    fine(done, 1)
+    assert "né ? ×".encode("cp1252").decode("utf-8", "replace") in done.stderr
     [made] = (tmp_path/"r").glob("*/notebook.ipynb")
     assert "a → b · café" in whole_text(made) and "né → ×" in whole_text(made.with_name("record.json"))
     fine(slmkit("report", tmp_path/"r", **foreign))
@@ -271,3 +274,62 @@ def test_at_a_terminal_the_first_of_equal_errors_is_told_at_once():
     lines = [console.line(dict(technique="t", seed=0, parameters={}), record) for _ in range(2)]
     assert lines[0].endswith("why \\[end]") and lines[1].endswith("as before")
     assert "why" not in table([record], "runs", console.told) and "why" in table([record], "runs")
+
+# ---- the papers at the door
+
+def words_of(text): return [c.split("#")[0].split() for c in re.findall(r"(?:^|`)(slmkit [^`\n]+)", text, re.M)]
+
+@pytest.mark.parametrize("name", [".github/CONTRIBUTING.md", "CHANGELOG.md"])
+def test_what_a_page_at_the_door_names_is_there(name):
+    "Commands that the command line has, and files that the clone has."
+    text, known = (ROOT/name).read_text(encoding="utf-8"), typer.main.get_command(build()).commands
+    for _, verb, *more in words_of(text):
+        if verb.startswith("--"): continue
+        assert verb in known, verb
+        if hasattr(known[verb], "commands") and more: assert more[0] in known[verb].commands, (verb, more)
+    paths = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"(tests/\w+\.py)", text)
+    assert all((ROOT/name).parent.joinpath(p).exists() or (ROOT/p).exists() for p in paths)
+    assert all(len(line) <= 140 for line in text.splitlines())
+
+def test_the_changelog_has_the_version_of_the_package():
+    from slmkit import __version__
+    assert f"\n## {__version__}" in (ROOT/"CHANGELOG.md").read_text(encoding="utf-8")
+
+WORK = "distilling-step-by-step"
+
+def test_a_work_is_cited(capsys):
+    with pytest.raises(SystemExit): main(["cite", WORK])
+    said = capsys.readouterr().out
+    assert said.startswith("Distilling Step-by-Step!") and "Hsieh, Li" in said and "(2023)" in said
+    assert "https://arxiv.org/abs/2305.02301" in said
+    with pytest.raises(SystemExit): main(["cite", WORK, "nola", "--bibtex"])
+    first, second = capsys.readouterr().out.split("\n@")
+    assert first.startswith(f"@misc{{{WORK},\n  title = {{{{Distilling Step-by-Step! Outperforming")
+    assert "author = {Hsieh and Li and" in first and "year = {2023}" in first and "eprint = {2305.02301}" in first
+    assert second.startswith("misc{nola,")
+    with pytest.raises(SystemExit) as e: main(["cite", "nolla"])
+    assert e.value.code == 2 and "did you mean 'nola'?" in capsys.readouterr().err
+
+def test_every_work_makes_an_entry():
+    "Braces are balanced, no sign of TeX stands bare, keys are unique, and an open list of authors says so."
+    works = registry()
+    for w in works:
+        text = bibtex(w)
+        assert text.count("{") == text.count("}") and text.endswith("\n}")
+        body = "".join(re.findall(r"^  (?!url).*", text, re.M))
+        assert not re.search(r"(?<!\\)[&%#$]", body), text
+        assert (" and others}" in text) == bool(w["more"]) and ("arXiv" in text) == bool(w["arxiv"])
+    assert len({w["slug"] for w in works}) == len(works)
+
+def test_verdicts_by_seed_give_back_their_means(capsys):
+    with pytest.raises(SystemExit): main(["verdicts", "adapt/merging", "--csv", "--seeds"])
+    seeds = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    with pytest.raises(SystemExit): main(["verdicts", "adapt/merging", "--json"])
+    rows = [r for r in json.loads(capsys.readouterr().out) if r["n"]]
+    assert len(rows) > 2 and len(seeds) == sum(r["n"] for r in rows) and {int(s["seed"]) for s in seeds} >= {100, 109}
+    for r in rows:
+        mine = [s for s in seeds if (s["claim"], s["model"], s["data"]) == (r["claim"], r["model"], r["data"])]
+        mean = sum(float(s["value"]) for s in mine)/len(mine)
+        assert len(mine) == r["n"] and (r["kind"] == "cost" or mean == pytest.approx(r["mean"], abs=1e-9))
+    with pytest.raises(SystemExit) as e: main(["verdicts", "--seeds"])
+    assert e.value.code == 2
