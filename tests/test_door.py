@@ -1,5 +1,6 @@
 "What stands at the door: other encodings, odd notebooks and machines, mistakes that are told before anything runs."
-import csv, json, os, re, shutil, subprocess, sys, time
+import csv, json, os, re, shutil, subprocess, sys, tempfile, time
+from pathlib import Path
 from types import SimpleNamespace
 import pytest, typer
 from conftest import ROOT, code_cell, write_notebook
@@ -98,7 +99,7 @@ def test_two_notebooks_of_one_module_are_refused_before_anything_is_written(tmp_
 CELL = code_cell(1, "print(1)")
 ODD = dict(
     bom=(b"\xef\xbb\xbf" + json.dumps(dict(cells=[])).encode(), "begins with a byte-order mark"),
-    bare=(dict(cells=[CELL, {k: v for k, v in CELL.items() if k != "metadata"}]), "has no metadata in cell 2"),
+    bare=(dict(cells=[CELL, {k: v for k, v in CELL.items() if k != "source"}]), "has no source in cell 2"),
     old=(dict(nbformat=3, nbformat_minor=0, metadata={}, worksheets=[dict(cells=[])]), "has format 3"),
     julia=(dict(cells=[CELL], metadata=dict(kernelspec=dict(name="j", language="julia"))), "is written in julia"),
     r=(dict(cells=[CELL], metadata=dict(language_info=dict(name="R"))), "is written in R"),
@@ -135,10 +136,10 @@ def test_a_home_that_cannot_be_written_is_not_needed(home, tmp_path):
     "IPython's own folder is a temporary one, and nothing of it stays."
     where = HOMES[home] or str(tmp_path/"home")
     (tmp_path/"home").mkdir()
-    (tmp_path/"temp").mkdir()
+    temp = tempfile.mkdtemp()  # a short path: sockets lie in it
     path = write_notebook(tmp_path/"tiny.ipynb", "print(1)")
-    fine(slmkit("run", path, "--seeds", "0", "--out", tmp_path/"r", HOME=where, TMPDIR=str(tmp_path/"temp")))
-    assert not (tmp_path/"home/.ipython").exists() and not list((tmp_path/"temp").glob("slmkit-*"))
+    fine(slmkit("run", path, "--seeds", "0", "--out", tmp_path/"r", HOME=where, TMPDIR=temp))
+    assert not (tmp_path/"home/.ipython").exists() and not list(Path(temp).glob("slmkit-*"))
     [made] = (tmp_path/"r").glob("*/notebook.ipynb")
     assert ["".join(o["text"]) for c in read(made)["cells"] for o in c["outputs"]] == ["1\n"]
 

@@ -1,4 +1,4 @@
-"""Adapters change nothing before training, train only their own numbers, and are what their formulas say; equal budgets,
+"""Adapters change nothing before training, train only their own numbers, and are what their formulas say; budgets,
 bad input, the lesson's LoRA against the kit's, the reproductions from start to end."""
 import ast, copy, json, math
 import pytest, torch

@@ -20,7 +20,7 @@ import yaml
 from ..core.settings import KitError, nearest, directives, project_root
 
 # %% ../../nbs/run/notebooks.ipynb #e4350d66
-PARTS = {"cell_type", "metadata", "source"}
+PARTS = {"cell_type", "source"}
 def fault(nb): # what a file holds, None where that is no JSON
     "What keeps it from being a Python notebook of format 4, with the remedy; None where nothing does."
     if isinstance(nb, dict) and nb.get("nbformat", 4) != 4:
@@ -41,6 +41,7 @@ def _load(path, stamp):
     if text.startswith("\ufeff"): raise KitError(f"{path} begins with a byte-order mark: save it as UTF-8 without one")
     nb = json.loads(text)
     if said := fault(nb): raise KitError(f"{path} {said}")
+    for c in nb["cells"]: c.setdefault("metadata", {})  # a cell that some program wrote without
     return nb
 
 # %% ../../nbs/run/notebooks.ipynb #2b8285b1
