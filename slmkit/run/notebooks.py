@@ -361,12 +361,12 @@ def plain(node): # of the syntax tree
     except ValueError: return None
 
 # %% ../../nbs/run/notebooks.ipynb #c7e49747
-def calls(source): # text of a cell
-    "The calls of `claim` in a cell; a cell that isn't Python (magics apart) has none."
+def calls(source, name="claim"): # text of a cell, a function
+    "The calls of a function in a cell; a cell that isn't Python (magics apart) has none."
     code = re.sub(r"^[ \t]*[%!].*", "", source, flags=re.M)
     try: tree = ast.parse(code)
     except SyntaxError: return []
-    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"]
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == name]
 
 # %% ../../nbs/run/notebooks.ipynb #f7ea3896
 ORDER = ("name", "work", "says", "paper", "kind", "metric", "value", "control", "least")
