@@ -57,7 +57,7 @@ def configuration(name): # of a model
 
 # %% ../../nbs/run/places.ipynb #45d45e67
 def kit_calls(nb, name): # notebook as a dict, a function that it imports from slmkit in one line
-    "Calls of the kit's function as (first argument as text, the other values, named values); None for what isn't plain."
+    "Calls of the kit's function as (first argument as text, other values, named values); None for what isn't plain."
     code = [s for s, _ in sources(nb)]
     if not re.search(rf"from slmkit\.[\w.]+ import [^\n]*\b{name}\b", "\n".join(code)): return
     for call in (c for s in code for c in calls(s, name) if c.args):
