@@ -6,7 +6,8 @@ from fixtures.checkpoints import CHECKPOINTS, DECODERS, ENCODERS, TWO, build, ll
 from slmkit.core.fit import batches, fit, kind_of, lm_loss, rows_for
 from slmkit.core.generate import choice_scores, generate_answers, nll
 from slmkit.core.settings import KitError
-from slmkit.core.zoo import load_model, needs, opened
+from slmkit.core.checkpoint import needs
+from slmkit.core.zoo import load_model, opened
 
 @pytest.fixture(scope="module")
 def brought(tmp_path_factory):

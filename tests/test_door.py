@@ -1,13 +1,17 @@
 "What stands at the door: other encodings, odd notebooks and machines, mistakes that are told before anything runs."
-import json, os, subprocess, sys, tempfile
+import csv, json, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
-import pytest
+from types import SimpleNamespace
+import pytest, typer
 from conftest import ROOT, code_cell, write_notebook
+from slmkit.cli.main import build, main
 from slmkit.core.settings import KitError
+from slmkit.project.registry import bibtex, registry
 from slmkit.project.sync import sync
 from slmkit.run.batch import execute
 from slmkit.run.notebooks import read
-from slmkit.run.plan import plan
+from slmkit.run.plan import chosen, plan
+from slmkit.run.progress import Console, table
 from test_sync import copy_project
 
 MAIN = "from slmkit.cli.main import main; main()"
@@ -58,7 +62,8 @@ def test_a_file_without_an_encoding_would_be_found(foreign):
 def test_runs_and_reports_do_not_need_utf8(foreign, tmp_path):
     path = write_notebook(tmp_path/"tiny.ipynb", "print('a → b · café')", "raise ValueError('né → ×')")
     done = slmkit("run", path, "--seeds", "0", "--out", tmp_path/"r", **foreign)
-    assert "né ? ×".encode("cp1252").decode("utf-8", "replace") in fine(done, 1)
+    fine(done, 1)
+    assert "né ? ×".encode("cp1252").decode("utf-8", "replace") in done.stderr
     [made] = (tmp_path/"r").glob("*/notebook.ipynb")
     assert "a → b · café" in whole_text(made) and "né → ×" in whole_text(made.with_name("record.json"))
     fine(slmkit("report", tmp_path/"r", **foreign))
@@ -124,13 +129,12 @@ def test_output_that_no_file_can_hold_loses_nothing(tiny, tmp_path):
 
 # ---- machines
 
-HOMES = dict(missing="/proc/none/home", own=None)  # not even root can make the first
-
-@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("home", ["home", "file/missing"])
 def test_a_home_that_cannot_be_written_is_not_needed(home, tmp_path):
     "IPython's own folder is a temporary one, and nothing of it stays."
-    where = HOMES[home] or str(tmp_path/"home")
+    where = str(tmp_path/home)
     (tmp_path/"home").mkdir()
+    (tmp_path/"file").write_text("", encoding="utf-8")  # below it no folder can be made, by nobody
     temp = tempfile.mkdtemp()  # a short path: sockets lie in it
     path = write_notebook(tmp_path/"tiny.ipynb", "print(1)")
     fine(slmkit("run", path, "--seeds", "0", "--out", tmp_path/"r", HOME=where, TMPDIR=temp))
@@ -162,3 +166,170 @@ def test_a_clone_that_cannot_be_written_gets_a_sentence(clone):
     done = python(READ_ONLY + MAIN, "sync", cwd=clone)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "Read-only file system: work in a copy that you may write to" in done.stderr
+
+# ---- what no run could use, before any is started
+
+def refused(name, **places):
+    "The one line that a plan of the technique ends with, and that it came within a second of processor."
+    wanted, begun = chosen([name], root=ROOT)[:1], time.process_time()
+    with pytest.raises(KitError) as e: plan(wanted, "cpu", [0], **places)
+    assert time.process_time() - begun < 1 and "\n" not in str(e.value)
+    return str(e.value)
+
+@pytest.fixture
+def brought(tmp_path):
+    "A folder with a file of rows whose columns have other names, and one that lacks a cell."
+    rows = "".join(f"how many are {i} ?,{i}\n" for i in range(60))
+    (tmp_path/"mine.csv").write_text("question,answer\n" + rows, encoding="utf-8")
+    (tmp_path/"gap.csv").write_text("input,label\n" + rows + "and now ?,\n", encoding="utf-8")
+    return tmp_path
+
+def test_unknown_data_are_told_whole():
+    said = refused("step_by_step", data="entailmnt")
+    assert said.startswith("no data 'entailmnt': did you mean 'entailment'?")
+    assert all(s in refused("step_by_step", data="qqqq") for s in ("arithmetic", "word_problems", "xquad", ".parquet"))
+    assert refused("merging", data="topics+sentimen").startswith("no data 'sentimen': did you mean 'sentiment'?")
+    assert refused("step_by_step", data="./no.csv") == "data: no file ./no.csv: check the path"
+
+def test_a_set_that_is_not_here_is_told(monkeypatch):
+    monkeypatch.delenv("SLMKIT_DATA", raising=False)
+    assert "SLMKIT_DATA is not set" in refused("step_by_step", data="esnli")
+
+def test_a_missing_column_or_cell_is_told_with_its_file(brought):
+    said = refused("step_by_step", data=str(brought/"mine.csv"))
+    assert said.startswith(f"{brought}/mine.csv: no column 'input' for input") and "--columns input=NAME" in said
+    said = refused("step_by_step", data=str(brought/"mine.csv"), columns="input=question,label=anser")
+    assert "no column 'anser' for label: did you mean 'answer'?" in said
+    assert "gap.csv: line 62: column 'label' is missing" in refused("ladder_side", data=str(brought/"gap.csv"))
+    assert "is a folder" in refused("ladder_side", data=str(brought))
+
+@pytest.mark.parametrize("name, model, told", [
+    ("step_by_step", "t5-1n", "no model 't5-1n': did you mean 't5-1m'?"),
+    ("step_by_step", "lm-1m", "which is no seq2seq model: in the zoo t5-1m is one"),
+    ("adapt/low_rank", "t5-1m", "which is no causal model: in the zoo lm-1m is one"),
+    ("attention_relations", "lm-1m", "which is no masked model: in the zoo bert-1m is one")])
+def test_an_unfit_model_is_told(name, model, told): assert told in refused(name, model=model)
+
+def test_an_architecture_that_a_technique_cannot_do_is_told(tmp_path):
+    from slmkit.core.zoo import zoo_folder
+    made = tmp_path/"mine"
+    shutil.copytree(zoo_folder()/"lm-1m", made)
+    config = json.loads((made/"config.json").read_text(encoding="utf-8"))
+    (made/"config.json").write_text(json.dumps(config | dict(num_key_value_heads=1)), encoding="utf-8")
+    assert "kv_budget needs 2 key heads a layer, this llama has 1" in refused("kv_budget", model=str(made))
+
+def test_others_run_where_a_model_fits_some(tmp_path):
+    runs = plan(chosen(["ladder_side", "step_by_step"], root=ROOT), "smoke", [0], model="lm-1m")
+    assert {r["technique"] for r in runs} >= {"distill/step_by_step"} and len(runs) > 1
+
+@pytest.mark.parametrize("comment, value, fits", [
+    ("in (0, 1]", "3", False), ("in (0, 1]", "0", False), ("in (0, 1]", "1", True), ("[1, 100000]", "0", False),
+    ("[1, 100000]", "100000", True), ("[-1, 1)", "1", False), ("[-1, 1)", "-1", True), ("[0, inf)", "nan", False),
+    ("no range", "7", True), ("[0, 1]; 0.5: the profile's choice", "0.5", True), ("(1, 2); .5 chooses", "0.5", True)])
+def test_a_parameter_keeps_to_its_documented_range(comment, value, fits, tmp_path):
+    known = 'profile = "smoke"\nseed = 0\nrate = 0.5  # ' + comment
+    wanted = [("t", write_notebook(tmp_path/"t.ipynb", parameters=known))]
+    for how in (dict(given=dict(rate=value)), dict(sweeps=dict(rate=f"0.5,{value}"))):
+        if fits: assert plan(wanted, "smoke", [0], **how)
+        else:
+            with pytest.raises(KitError, match=r"parameter rate=\S+ is outside of [\[(].*, which the notebook"):
+                plan(wanted, "smoke", [0], **how)
+
+def test_paths_are_alike_by_whichever_option(brought, monkeypatch):
+    monkeypatch.chdir(brought)
+    monkeypatch.setenv("HOME", str(brought))
+    known = 'profile = "smoke"\nseed = 0\nmodel = ""\ndata = ""\ncolumns = ""\nother = ""'
+    wanted = [("t", write_notebook(brought/"nbs/t.ipynb", "cfg.columns", parameters=known))]
+    columns = dict(columns="input=question,label=answer")
+    for path in ("mine.csv", "./mine.csv", "~/mine.csv", "nbs/../mine.csv", str(brought/"mine.csv")):
+        hows = [dict(data=path, **columns), dict(given=dict(data=path, **columns)),
+                dict(given=columns, sweeps=dict(data=path)), dict(given=dict(other=path))]
+        found = [(r["data"], r["parameters"]["other"]) for how in hows for r in plan(wanted, "smoke", [0], **how)]
+        assert {str(brought/"mine.csv")} == {x or y for x, y in found}
+    [r] = plan(wanted, "smoke", [0], given=dict(other="nbs"))
+    assert r["parameters"]["other"] == "nbs"  # a word may be the name of a folder here
+
+@pytest.mark.parametrize("where", ["there", "./there", "~/there"])
+def test_the_folder_of_data_may_be_relative(where, tmp_path):
+    code = "from slmkit.cli import main as m; m.ready(); from slmkit.core.sets import data_folder; print(data_folder())"
+    done = python(code, HOME=str(tmp_path), SLMKIT_DATA=where, cwd=tmp_path)
+    assert done.stdout.strip() == str(tmp_path/"there"), done.stderr
+
+LONG = "raise ValueError('" + "a long reason, "*12 + "and its end')"
+
+def test_an_error_is_told_whole_and_once(tmp_path):
+    path = write_notebook(tmp_path/"t.ipynb", LONG)
+    for quiet in ([], ["--quiet"]):
+        folder = tmp_path/f"r{len(quiet)}"
+        done = slmkit("run", path, "--seeds", "0-2", "--out", folder, "-j", "1", *quiet)
+        [line] = done.stderr.splitlines()
+        assert done.returncode == 1 and line.endswith("and its end") and "its end" not in done.stdout
+        assert re.split("  +", line)[:3] == ["t", "seeds 0, 1, 2", "error"]
+    assert slmkit("status", folder).stdout.count("and its end") == 1
+
+def test_at_a_terminal_the_first_of_equal_errors_is_told_at_once():
+    console = Console("rich")
+    console.bar = SimpleNamespace(console=SimpleNamespace(is_terminal=True))
+    record = dict(status="error", error="why "*60 + "[end]", seconds=1., notebook="n", technique="t", seed=0)
+    lines = [console.line(dict(technique="t", seed=0, parameters={}), record) for _ in range(2)]
+    assert lines[0].endswith("why \\[end]") and lines[1].endswith("as before")
+    assert "why" not in table([record], "runs", console.told) and "why" in table([record], "runs")
+
+# ---- the papers at the door
+
+def words_of(text): return [c.split("#")[0].split() for c in re.findall(r"(?:^|`)(slmkit [^`\n]+)", text, re.M)]
+
+@pytest.mark.parametrize("name", [".github/CONTRIBUTING.md", "CHANGELOG.md"])
+def test_what_a_page_at_the_door_names_is_there(name):
+    "Commands that the command line has, and files that the clone has."
+    text, known = (ROOT/name).read_text(encoding="utf-8"), typer.main.get_command(build()).commands
+    for _, verb, *more in words_of(text):
+        if verb.startswith("--"): continue
+        assert verb in known, verb
+        if hasattr(known[verb], "commands") and more: assert more[0] in known[verb].commands, (verb, more)
+    paths = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"(tests/\w+\.py)", text)
+    assert all((ROOT/name).parent.joinpath(p).exists() or (ROOT/p).exists() for p in paths)
+    assert all(len(line) <= 140 for line in text.splitlines())
+
+def test_the_changelog_has_the_version_of_the_package():
+    from slmkit import __version__
+    assert f"\n## {__version__}" in (ROOT/"CHANGELOG.md").read_text(encoding="utf-8")
+
+WORK = "distilling-step-by-step"
+
+def test_a_work_is_cited(capsys):
+    with pytest.raises(SystemExit): main(["cite", WORK])
+    said = capsys.readouterr().out
+    assert said.startswith("Distilling Step-by-Step!") and "Hsieh, Li" in said and "(2023)" in said
+    assert "https://arxiv.org/abs/2305.02301" in said
+    with pytest.raises(SystemExit): main(["cite", WORK, "nola", "--bibtex"])
+    first, second = capsys.readouterr().out.split("\n@")
+    assert first.startswith(f"@misc{{{WORK},\n  title = {{{{Distilling Step-by-Step! Outperforming")
+    assert "author = {Hsieh and Li and" in first and "year = {2023}" in first and "eprint = {2305.02301}" in first
+    assert second.startswith("misc{nola,")
+    with pytest.raises(SystemExit) as e: main(["cite", "nolla"])
+    assert e.value.code == 2 and "did you mean 'nola'?" in capsys.readouterr().err
+
+def test_every_work_makes_an_entry():
+    "Braces are balanced, no sign of TeX stands bare, keys are unique, and an open list of authors says so."
+    works = registry()
+    for w in works:
+        text = bibtex(w)
+        assert text.count("{") == text.count("}") and text.endswith("\n}")
+        body = "".join(re.findall(r"^  (?!url).*", text, re.M))
+        assert not re.search(r"(?<!\\)[&%#$]", body), text
+        assert (" and others}" in text) == bool(w["more"]) and ("arXiv" in text) == bool(w["arxiv"])
+    assert len({w["slug"] for w in works}) == len(works)
+
+def test_verdicts_by_seed_give_back_their_means(capsys):
+    with pytest.raises(SystemExit): main(["verdicts", "adapt/merging", "--csv", "--seeds"])
+    seeds = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    with pytest.raises(SystemExit): main(["verdicts", "adapt/merging", "--json"])
+    rows = [r for r in json.loads(capsys.readouterr().out) if r["n"]]
+    assert len(rows) > 2 and len(seeds) == sum(r["n"] for r in rows) and {int(s["seed"]) for s in seeds} >= {100, 109}
+    for r in rows:
+        mine = [s for s in seeds if (s["claim"], s["model"], s["data"]) == (r["claim"], r["model"], r["data"])]
+        mean = sum(float(s["value"]) for s in mine)/len(mine)
+        assert len(mine) == r["n"] and (r["kind"] == "cost" or mean == pytest.approx(r["mean"], abs=1e-9))
+    with pytest.raises(SystemExit) as e: main(["verdicts", "--seeds"])
+    assert e.value.code == 2

@@ -4,14 +4,15 @@ import pytest, torch
 from conftest import write_notebook
 from slmkit.core import real, settings as setting, zoo
 from slmkit.core.settings import KitError, hardware, same_class, settings
-from slmkit.run import hashes as hashing, plan
-from slmkit.run.plan import check_model, one
+from slmkit.run import hashes as hashing, places
+from slmkit.run.places import check_model
+from slmkit.run.plan import one
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
     "A machine without real models, and a package without answers of theirs; gives the folder for models."
     monkeypatch.setenv("SLMKIT_MODELS", str(tmp_path/"models"))
-    monkeypatch.setattr(plan, "package_folder", lambda: tmp_path)
+    monkeypatch.setattr(places, "package_folder", lambda: tmp_path)
     return tmp_path/"models"
 
 @pytest.fixture

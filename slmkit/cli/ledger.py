@@ -11,7 +11,7 @@ __all__ = ['add_verdicts', 'add_check', 'add_attest', 'add_canary', 'add_externa
 from pathlib import Path
 import typer
 from ..core.claims import entries
-from ..core.settings import PROFILES
+from ..core.settings import PROFILES, KitError
 from ..verdicts.ledger import check_ledger
 
 # %% ../../nbs/cli/ledger.ipynb #a5be679f
@@ -19,14 +19,17 @@ def add_verdicts(app): # typer.Typer
     "Add `slmkit verdicts`."
     O = typer.Option
     @app.command("verdicts", epilog="Examples: slmkit verdicts · slmkit verdicts distill --outcome opposite "
-                                    "· slmkit verdicts --csv > v.csv")
+                                    "· slmkit verdicts low_rank --csv --seeds > v.csv")
     def _(technique: str = typer.Argument("", help="family/name, or a part of it"),
           family: str = O("", help="such as distill"),
           profile: str = O("", help=f"one of {', '.join(PROFILES)}"), outcome: str = O("", help="such as holds"),
-          work: str = O("", help="slug of a work"), json_: bool = O(False, "--json"), csv_: bool = O(False, "--csv")):
+          work: str = O("", help="slug of a work"), json_: bool = O(False, "--json"), csv_: bool = O(False, "--csv"),
+          seeds: bool = O(False, "--seeds", help="with --csv or --json: a line a seed, its value and control")):
         "The table of claims: the outcome, why a claim does not hold, the interval, the control, the paper's figure."
-        from slmkit.verdicts.table import chosen, rows, show
-        show(chosen(rows(), technique, family, profile, outcome, work), json_, csv_)
+        from slmkit.verdicts.table import by_seed, chosen, rows, show
+        if seeds and not (json_ or csv_): raise KitError("verdicts: --seeds goes with --csv or --json: give one")
+        found = chosen(rows(), technique, family, profile, outcome, work)
+        show(by_seed(found) if seeds else found, json_, csv_)
 
 # %% ../../nbs/cli/ledger.ipynb #5c45e380
 def add_check(group): # typer.Typer

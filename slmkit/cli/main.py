@@ -59,9 +59,11 @@ def answer(e): # exception
 
 # %% ../../nbs/cli/main.ipynb #a93be883
 def ready():
-    "A sign that the terminal's encoding lacks is shown as `?`. KitError where Python leaves assertions out."
+    "Mend what the process was given: encoding, relative folders. KitError where Python leaves assertions out."
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+    for name in ("SLMKIT_DATA", "SLMKIT_MODELS"):  # a notebook runs in its own folder
+        if os.environ.get(name): os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
     if sys.flags.optimize:
         raise KitError("Python was told to leave assertions out, and notebooks check themselves by them: "
                        "unset PYTHONOPTIMIZE, or run without -O")

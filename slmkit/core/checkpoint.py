@@ -6,7 +6,8 @@ Docs: https://slmkit.github.io/slmkit/core/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['TOKENIZERS', 'ENGLISH', 'expected_bytes', 'file_fault', 'weight_files', 'other_format', 'config_fault',
-           'tokenizer_fault', 'check_files', 'check_tokenizer', 'name_tokens', 'tell_ends', 'check_weights']
+           'tokenizer_fault', 'check_files', 'check_tokenizer', 'name_tokens', 'tell_ends', 'check_kind', 'needs',
+           'check_weights']
 
 # %% ../../nbs/core/04_checkpoint.ipynb #c5ad9d00
 import json, struct
@@ -136,6 +137,34 @@ def tell_ends(
         ends = g.eos_token_id if isinstance(g.eos_token_id, list) else [g.eos_token_id]
         stops = [e for e in dict.fromkeys([*ends, tokenizer.eos_token_id]) if e is not None]
         g.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
+
+# %% ../../nbs/core/04_checkpoint.ipynb #904fb131
+def check_kind(name, config, kind):
+    "KitError where the checkpoint's architecture can't serve as this kind of model."
+    saved = config.architectures or []
+    decoder = any("CausalLM" in a or "LMHeadModel" in a for a in saved)
+    if not dict(causal=not decoder, seq2seq=decoder, masked=decoder or config.is_encoder_decoder).get(kind): return
+    fits = {"seq2seq": "t5-1m", "causal": "lm-1m"}.get(kind, "bert-1m")
+    said = f"{config.model_type} ({', '.join(saved) or 'without a head'})"
+    raise KitError(f"model {str(name)!r} is a {said}, which is no {kind} model: in the zoo {fits} is one")
+
+# %% ../../nbs/core/04_checkpoint.ipynb #6c7f4d2b
+def needs(
+    model,       # a PreTrainedModel
+    technique,   # its name, for the message
+    families=(), # values of `model_type` that it knows; () = any
+    key_heads=1, # key heads a layer, at least
+):
+    "KitError in one line where a technique can't work on this architecture; gives the model."
+    c = model.config
+    has = getattr(c, "num_key_value_heads", None) or getattr(c, "num_attention_heads", 0)
+    told = [f"{technique} can't work on a {c.model_type}"] if families and c.model_type not in families else []
+    if has < key_heads: told += [f"{technique} needs {key_heads} key heads a layer, this {c.model_type} has {has}"]
+    wanted = " or ".join(families) or "decoder"
+    if key_heads > 1: wanted += f" with at least {key_heads} key heads"
+    if not families or "llama" in families: wanted += ", as lm-1m and smollm2-135m are"
+    if told: raise KitError(f"{told[0]}: give a {wanted}")
+    return model
 
 # %% ../../nbs/core/04_checkpoint.ipynb #731d0319
 def check_weights(

@@ -23,7 +23,7 @@ def real_models():
 def models_folder():
     "Where real models are kept: SLMKIT_MODELS, else the user's cache."
     from platformdirs import user_cache_dir
-    return Path(os.environ.get("SLMKIT_MODELS") or Path(user_cache_dir("slmkit"), "models"))
+    return Path(os.environ.get("SLMKIT_MODELS") or Path(user_cache_dir("slmkit"), "models")).expanduser()
 
 # %% ../../nbs/core/02_real.ipynb #82485c37
 def is_fetched(name): # of a real model

@@ -24,7 +24,7 @@ def manifest():
 # %% ../../nbs/core/03_sets.ipynb #afb10b56
 def data_folder():
     "The folder of real data, from the environment variable SLMKIT_DATA; None where it is not set."
-    return Path(os.environ["SLMKIT_DATA"]) if os.environ.get("SLMKIT_DATA") else None
+    return Path(os.environ["SLMKIT_DATA"]).expanduser() if os.environ.get("SLMKIT_DATA") else None
 
 # %% ../../nbs/core/03_sets.ipynb #d7eec92b
 def set_file(

@@ -6,15 +6,16 @@ Docs: https://slmkit.github.io/slmkit/core/zoo.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'zoo_folder', 'zoo', 'sha256', 'verify', 'from_pretrained', 'decoder_config', 'copy_embeddings',
-           'with_decoder', 'model_path', 'linear_layers', 'needs', 'add_low_rank_delta', 'has_bfloat16', 'usual_dtype',
-           'check_kind', 'read_weights', 'opened', 'load_model', 'warn_unknown', 'warm_up']
+           'with_decoder', 'model_path', 'linear_layers', 'add_low_rank_delta', 'has_bfloat16', 'usual_dtype',
+           'read_weights', 'opened', 'load_model', 'warn_unknown', 'warm_up']
 
 # %% ../../nbs/core/06_zoo.ipynb #6125c0d7
 import hashlib, json, random, re
 from pathlib import Path
 import torch
 from torch import nn
-from .checkpoint import check_files, check_tokenizer, check_weights, name_tokens, tell_ends
+from .checkpoint import (check_files, check_kind, check_tokenizer, check_weights, name_tokens, needs,
+                                    tell_ends)
 from .fit import batches, encode_seq2seq, fit, lm_loss
 from .real import real_folder, real_models
 from .smollm2_random import smollm2_random
@@ -143,24 +144,6 @@ def linear_layers(
                                  "give a decoder such as Llama, Qwen2 or OPT")
     return found
 
-# %% ../../nbs/core/06_zoo.ipynb #6c7f4d2b
-def needs(
-    model,       # a PreTrainedModel
-    technique,   # its name, for the message
-    families=(), # values of `model_type` that it knows; () = any
-    key_heads=1, # key heads a layer, at least
-):
-    "KitError in one line where a technique can't work on this architecture; gives the model."
-    c = model.config
-    has = getattr(c, "num_key_value_heads", None) or getattr(c, "num_attention_heads", 0)
-    told = [f"{technique} can't work on a {c.model_type}"] if families and c.model_type not in families else []
-    if has < key_heads: told += [f"{technique} needs {key_heads} key heads a layer, this {c.model_type} has {has}"]
-    wanted = " or ".join(families) or "decoder"
-    if key_heads > 1: wanted += f" with at least {key_heads} key heads"
-    if not families or "llama" in families: wanted += ", as lm-1m and smollm2-135m are"
-    if told: raise KitError(f"{told[0]}: give a {wanted}")
-    return model
-
 # %% ../../nbs/core/06_zoo.ipynb #e8910ae0
 @torch.no_grad()
 def add_low_rank_delta(
@@ -192,16 +175,6 @@ def usual_dtype(
 # %% ../../nbs/core/06_zoo.ipynb #91816bf2
 KINDS = dict(seq2seq="AutoModelForSeq2SeqLM", causal="AutoModelForCausalLM", masked="AutoModelForMaskedLM",
              encoder="AutoModel", classifier="AutoModelForSequenceClassification")
-
-# %% ../../nbs/core/06_zoo.ipynb #904fb131
-def check_kind(name, config, kind):
-    "KitError where the checkpoint's architecture can't serve as this kind of model."
-    saved = config.architectures or []
-    decoder = any("CausalLM" in a or "LMHeadModel" in a for a in saved)
-    if not dict(causal=not decoder, seq2seq=decoder, masked=decoder or config.is_encoder_decoder).get(kind): return
-    fits = {"seq2seq": "t5-1m", "causal": "lm-1m"}.get(kind, "bert-1m")
-    said = f"{config.model_type} ({', '.join(saved) or 'without a head'})"
-    raise KitError(f"model {str(name)!r} is a {said}, which is no {kind} model: in the zoo {fits} is one")
 
 # %% ../../nbs/core/06_zoo.ipynb #e80d0d1b
 def read_weights(

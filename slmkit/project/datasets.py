@@ -204,7 +204,7 @@ def cache():
     return user_cache_path("slmkit")
 def target():
     "Where sets lie: SLMKIT_DATA, else a folder in this user's cache."
-    return Path(os.environ.get("SLMKIT_DATA") or cache()/"data")
+    return Path(os.environ.get("SLMKIT_DATA") or cache()/"data").expanduser()
 
 # %% ../../nbs/project/datasets.ipynb #7e21ea11
 def marker(folder): # of a set

@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/run/hashes.html.md"""
 
 # %% auto #0
 __all__ = ['NO_NUMBERS', 'APART', 'GIVEN', 'PRINTED', 'WEIGHTS', 'normal', 'digest', 'imported', 'Library', 'closure', 'cells',
-           'code_parts', 'file_hash', 'place_hash', 'manifest', 'data_hash', 'resolved', 'tuning_hash', 'weights_hash',
+           'code_parts', 'file_hash', 'place_hash', 'data_hash', 'resolved', 'tuning_hash', 'weights_hash',
            'named_models', 'hashes_and_parts', 'hashes']
 
 # %% ../../nbs/run/hashes.ipynb #e751d635
@@ -15,6 +15,7 @@ from functools import lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
 from ..core.real import model_hash, real_models
+from ..core.sets import data_folder, manifest
 from ..core.settings import default_model, directives, package_folder
 from .notebooks import profiles, read, record_name, settings_call, sources
 
@@ -190,18 +191,13 @@ def place_hash(
     files = sorted(f for f in p.rglob("*") if f.is_file() and re.search(pattern, f.name))
     return digest("".join(f"{f.relative_to(p).as_posix()} {file_hash(f)}\n" for f in files))
 
-# %% ../../nbs/run/hashes.ipynb #062c2c36
-def manifest():
-    "The kit's manifest of real data sets (`core.data` has it too, but takes long to import)."
-    return json.loads((package_folder()/"data/sets.json").read_text(encoding="utf-8"))
-
 # %% ../../nbs/run/hashes.ipynb #17c2632f
 def data_hash(
     name,       # task, set, file or hub id
     columns="", # mapping of columns
 ):
     "Hash of the data that a name stands for: a set's files where SLMKIT_DATA has them, as its manifest says otherwise."
-    known, root = manifest().get(name), os.environ.get("SLMKIT_DATA")
+    known, root = manifest().get(name), data_folder()
     if not known: return digest(f"{place_hash(name)} {columns}")
     files = [(Path(root or "/nowhere", known["folder"], f["file"]), f) for f in known["files"].values()]
     return digest(json.dumps([name, columns, [file_hash(p) if p.is_file() else f.get("sha256") for p, f in files]]))

@@ -38,6 +38,7 @@ class Console:
         vary=(),     # names of the parameters worth a word on each line
     ):
         self.kind, self.vary, self.tasks, self.failed, self.bar, self.ran = kind, vary, {}, [], None, 0
+        self.told = set()  # errors that a person has seen whole
     def __enter__(self):
         if self.kind == "rich": self._open()
         return self
@@ -98,9 +99,11 @@ def finished(self: Console, run, record, elsewhere=False):
 # %% ../../nbs/run/progress.ipynb #02b1f9c7
 @patch
 def line(self: Console, run, record):
-    good = record["status"] == "ok"
+    good, error = record["status"] == "ok", record["error"] or ""
     mark = "[green]ok[/]" if good else f"[red]{record['status']}[/]"
-    what = headline(record) if good else (record["error"] or "").replace("[", "\\[")[:100]
+    what = headline(record) if good else "as before" if error in self.told else error.replace("[", "\\[")
+    if not good and not self.bar.console.is_terminal: what = ""  # in a file the table on stderr tells why
+    elif not good: self.told.add(error)
     return f"{self.name(run):<44} {took(record['seconds']):>8}  {mark}  {what}"
 
 # %% ../../nbs/run/progress.ipynb #68eed34a
@@ -114,12 +117,21 @@ def end(self: Console, folder): # run folder
     if self.kind == "rich":
         counts = f"{self.ran - failed} done, {self.cached} cached, {failed} failed" + (f", {left} left" if left else "")
         print(f"{self.n} runs: {counts}, in {took(seconds)} → {folder}")
-    if self.failed and self.kind != "json": print(table(self.failed, folder), file=sys.stderr)
+    if self.failed and self.kind != "json": print(table(self.failed, folder, self.told), file=sys.stderr)
 
 # %% ../../nbs/run/progress.ipynb #de1fd7c0
-def table(records, folder): # of runs, run folder
-    "Failed runs as aligned lines: what, how it failed, where its notebook is."
-    rows = [(r["technique"], f"seed {r['seed']}", r["status"], (r["error"] or "")[:80],
-        f"{folder}/{r['notebook']}" if r["notebook"] else "no notebook") for r in records]
+def table(
+    records,  # of failed runs
+    folder,   # run folder
+    told=(),  # errors that need not be said again
+):
+    "Failed runs as aligned lines, equal errors in one: what, how it failed, where the first notebook is, why."
+    alike = {}
+    for r in records: alike.setdefault((r["technique"], r["status"], r["error"] or ""), []).append(r)
+    rows = []
+    for (name, status, error), rs in alike.items():
+        seeds, at = sorted({r["seed"] for r in rs}), next((r["notebook"] for r in rs if r["notebook"]), None)
+        many = f"seed{'s' if seeds[1:] else ''} {', '.join(map(str, seeds))}"
+        rows.append((name, many, status, f"{folder}/{at}" if at else "no notebook", "" if error in told else error))
     widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
-    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[4]]) for row in rows)
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[4]]).rstrip() for row in rows)
