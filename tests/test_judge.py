@@ -436,12 +436,11 @@ def test_the_ledger_declares_what_the_notebooks_declare_and_says_why(monkeypatch
     monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
     for e in ours():
         said = {c["name"]: c for c in declared_in(techniques()[e["technique"]])}
-        if e["technique"] == "adapt/low_rank" and e["data"] == "intents": continue  # until its successor is confirmed
         assert set(e["claims"]) <= set(said), e["technique"]
         for n, c in e["claims"].items():
             fields = [k for k in ("says", "work", "kind", "least", "margin", "stands", "draws") if k in said[n]]
             assert {k: c["spec"][k] for k in fields} == {k: said[n][k] for k in fields}, n
-    assert [said for said in unexplained() if not said.startswith("adapt/low_rank")] == []
+    assert unexplained() == []
 
 
 def test_ten_seeds_and_their_extension_follow_from_the_records(monkeypatch):

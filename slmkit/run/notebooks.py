@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'KIT', 'TECHNIQUES', 'FAMILIES', 'REPRODUCTION', 'WORDS', 'R
            'fault', 'read', 'sources', 'halves', 'in_order', 'lessons', 'reproductions', 'record_name', 'techniques',
            'pick', 'find', 'experiments', 'Parameter', 'parameters', 'convert', 'within', 'validate', 'pairs',
            'split_values', 'grid', 'settings_call', 'profiles', 'strip_markers', 'bare', 'project', 'notebooks', 'load',
-           'title', 'plain', 'calls', 'declared_in', 'first_edition', 'keeps_outputs', 'declared']
+           'title', 'plain', 'nodes', 'calls', 'constants', 'declared_in', 'first_edition', 'keeps_outputs', 'declared']
 
 # %% ../../nbs/run/notebooks.ipynb #1952d2fa
 import ast, copy, io, itertools, json, re, tokenize
@@ -349,9 +349,16 @@ def title(nb): # notebook as a dict
     return first("# "), first("> ")
 
 # %% ../../nbs/run/notebooks.ipynb #692ff4ac
-def plain(node): # of the syntax tree
+def plain(
+    node,     # of the syntax tree
+    known={}, # name -> text of the constants that it may use
+):
     "The value of a literal, a lambda's text, a figure's or dict's fields; None for what only a run can tell."
     if isinstance(node, ast.Lambda): return ast.unparse(node)
+    if isinstance(node, ast.Name): return known.get(node.id)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = plain(node.left, known), plain(node.right, known)
+        return "".join(parts) if all(isinstance(p, str) for p in parts) else None
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "figure":
         names = ("value", "setting", "provenance", "comparable")
         return dict(zip(names, map(plain, node.args))) | {k.arg: plain(k.value) for k in node.keywords}
@@ -361,19 +368,28 @@ def plain(node): # of the syntax tree
     except ValueError: return None
 
 # %% ../../nbs/run/notebooks.ipynb #c7e49747
-def calls(source, name="claim"): # text of a cell, a function
-    "The calls of a function in a cell; a cell that isn't Python (magics apart) has none."
-    code = re.sub(r"^[ \t]*[%!].*", "", source, flags=re.M)
-    try: tree = ast.parse(code)
+def nodes(source): # text of a cell
+    "The nodes of a cell's syntax tree; a cell that isn't Python (magics apart) has none."
+    try: return list(ast.walk(ast.parse(re.sub(r"^[ \t]*[%!].*", "", source, flags=re.M))))
     except SyntaxError: return []
-    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == name]
+
+def calls(source, name="claim"): # text of a cell, a function
+    "The calls of a function in a cell."
+    return [n for n in nodes(source) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == name]
+
+def constants(source): # text of a cell
+    "{name: text} of what a cell sets to one text."
+    return {n.targets[0].id: n.value.value for n in nodes(source) if isinstance(n, ast.Assign)
+            and isinstance(n.targets[0], ast.Name) and isinstance(getattr(n.value, "value", None), str)}
 
 # %% ../../nbs/run/notebooks.ipynb #f7ea3896
 ORDER = ("name", "work", "says", "paper", "kind", "metric", "value", "control", "least")
 def declared_in(path): # of a notebook
     "The claims of one notebook as dicts of their plain fields, in the order of the cells."
-    found = [c for source, _ in sources(read(path)) if "claim(" in source for c in calls(source)]
-    named = lambda c: {k.arg: plain(k.value) for k in c.keywords if k.arg}
+    cells = [source for source, _ in sources(read(path)) if "claim(" in source]
+    found = [c for source in cells for c in calls(source)]
+    known = {k: v for source in cells for k, v in constants(source).items()}
+    named = lambda c: {k.arg: plain(k.value, known) for k in c.keywords if k.arg}
     out = [dict(kind="effect") | dict(zip(ORDER, map(plain, c.args))) | named(c) for c in found]
     return [c for c in out if c.get("name")]
 
