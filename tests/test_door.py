@@ -127,6 +127,11 @@ def test_output_that_no_file_can_hold_loses_nothing(tiny, tmp_path):
     told = json.dumps(read(tmp_path/"r"/r["notebook"])["cells"])
     assert "? kept" in told and "why ?" in told
 
+def test_a_run_folder_may_be_named_from_where_one_stands(tmp_path):
+    write_notebook(tmp_path/"tiny.ipynb", "print(1)")
+    fine(slmkit("run", "tiny.ipynb", "--seeds", "0", "--out", "mine", cwd=tmp_path))
+    assert len(list(tmp_path.glob("mine/tiny*/notebook.ipynb"))) == 1
+
 # ---- machines
 
 @pytest.mark.parametrize("home", ["home", "file/missing"])

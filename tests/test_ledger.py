@@ -156,7 +156,7 @@ def queue(shipped, monkeypatch):
         made["claims"]["helps"]["spec"] = SPEC | shape.get("spec", {})
         return made | dict(status="error" if r["seed"] == shape.get("fails") else "ok")
     monkeypatch.setattr(confirming, "here", hardware)
-    monkeypatch.setattr(confirming, "chosen", lambda names: [(n, "x.ipynb") for n in names])
+    monkeypatch.setattr(confirming, "chosen", lambda names, profile: [(n, "x.ipynb") for n in names])
     monkeypatch.setattr(confirming, "find", lambda name: (name, "x.ipynb"))
     monkeypatch.setattr(confirming, "declared_in", lambda path: [{}])
     monkeypatch.setattr(confirming, "plan", lambda wanted, profile, seeds, model="", **places:

@@ -7,7 +7,7 @@ from slmkit.core.settings import KitError
 from slmkit.project import check, pair, publish, sync
 from slmkit.project.template import new
 from slmkit.run import notebooks as nbs
-from slmkit.run.plan import chosen
+from slmkit.run.plan import chosen, plan
 
 def code(source, *tags): return dict(cell_type="code", id="", source=source, metadata=dict(tags=list(tags)),
                                      outputs=[], execution_count=None)
@@ -50,6 +50,15 @@ def names(found): return [name for name, _ in found]
 ])
 def test_a_name_stands_for_its_experiments(project, typed, wanted):
     assert names(chosen([typed], root=project)) == wanted
+
+def test_a_name_leaves_out_what_has_not_the_profile(project):
+    "As long as something has it; else the refusal names what lacks it."
+    path = project/"nbs/adapt/low_rank_repro_dora.ipynb"
+    write(path, words("# A, DoRA\n> b"), PARAMETERS, code("cfg = settings(profile, {}, smoke={}, real={})"), CLAIM)
+    assert names(chosen(["low_rank"], root=project, profile="cpu")) == ["adapt/low_rank"]
+    assert names(chosen(["low_rank"], root=project, profile="real")) == ["adapt/low_rank", "adapt/low_rank-dora"]
+    with pytest.raises(KitError, match="low_rank-dora has no profile 'cpu': there is real, smoke"):
+        plan(chosen(["low_rank-dora"], root=project, profile="cpu"), "cpu", [0])
 
 def test_lesson_stands_for_the_lesson(project):
     (name, path), = chosen(["low_rank"], root=project, lesson=True)

@@ -7,7 +7,8 @@ from slmkit.cli.main import main
 from slmkit.core.settings import KitError
 from slmkit.verdicts.entry import dump
 from slmkit.verdicts.ledger import publish
-from slmkit.verdicts.report import BUILD, claim_rows, compare, groups, ledger_text, newest, outcome_of, said, write
+from slmkit.verdicts.report import BUILD, claim_rows, compare, groups, ledger_text, newest, outcome_of, said
+from slmkit.verdicts.report_page import write
 
 PAPER = dict(value=.04, setting="T5", provenance="memory", comparable=["paper"])
 SPEC = dict(work="some-work", says="x <beats> y.", paper=PAPER, kind="effect", metric="gain", least=.02,

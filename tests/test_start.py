@@ -66,7 +66,7 @@ def test_build_seeds_only_as_far_as_the_budget_reaches_and_none_twice(project):
     records, folder = s.start("10m", jobs=2, kind="quiet", say=lines.append)
     assert [r["seed"] for r in records] == list(range(10))
     again, _ = s.start("10m", jobs=2, kind="quiet", say=lines.append)
-    assert again == records and len(reading(folder)[0]) == 10 and "10 seeds have their answer already." in lines
+    assert again == records and len(reading(folder)[0]) == 10 and "10 runs have their answer already." in lines
 
 def test_failed_seeds_are_told_and_the_exit_code_says_so(project, capfd):
     project('if seed == 1: raise ValueError("no luck")', RECORD)
@@ -82,6 +82,18 @@ def test_settings_say_what_is_run(project, capfd):
     (root/"settings.ini").write_text("[slmkit]\nstart =\n", encoding="utf-8")
     assert "write `start = NAME`" in one_line(capfd, "start")
 
+
+def test_a_tour_runs_each_technique_once_before_any_a_second_time(project, capfd):
+    root = project(RECORD)
+    for name in "abcd": write_notebook(root/f"nbs/adapt/{name}.ipynb", CLAIM, RECORD)
+    (root/"settings.ini").write_text("[slmkit]\nstart = step_by_step a b c d\n", encoding="utf-8")
+    code, out, err = said(capfd, "start", "--budget", "0.1s", "-j", 1)
+    assert code == 0, err
+    done = [(r["technique"], r["seed"]) for r in reading(root/"runs/start")[0]]
+    assert done == [("distill/step_by_step", 0), *((f"adapt/{n}", 0) for n in "abcd")]
+    assert "for the first 5" in out and [l.split()[1] for l in out.splitlines() if l.startswith("technique ")] == \
+        [name for name, _ in done]
+    assert "run step_by_step " in out
 
 @pytest.mark.parametrize(
     "argv, words",

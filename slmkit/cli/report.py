@@ -19,7 +19,8 @@ def verbs(app): # typer.Typer
     def _(first: Path = typer.Argument(None, help="a run folder; the newest where none is named"),
           second: Path = typer.Argument(None, help="a later run folder, to be compared with the first")):
         "One HTML page of a batch, Markdown and CSV beside it; of two, what changed from the first to the second."
-        from slmkit.verdicts.report import compare, newest, read_batch, said, write
+        from slmkit.verdicts.report import compare, newest, read_batch, said
+        from slmkit.verdicts.report_page import write
         path = write(second, first) if second else write(first or newest())
         if second: typer.echo(said(compare(read_batch(first)[0], read_batch(second)[0])))
         typer.echo(f"wrote {path} (and report.md, report.csv)")

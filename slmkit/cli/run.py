@@ -74,8 +74,11 @@ def run(o):
     known, sweeps, given = kit_settings(), pairs(o["sweep"], "--sweep"), pairs(o["p"])
     seeds = build_seeds(o["seeds"] or known["seeds"])
     places = {k: o[k] for k in ("model", "data", "columns")}
-    wanted = chosen(o["technique"], o["all"], o["family"], lesson=o["lesson"])
     profile = o["profile"] or known["profile"]
+    pick = {k: o[k] for k in ("all", "family", "lesson")}
+    wanted = chosen(o["technique"], **pick, profile=profile)
+    lack = [n for n, path in chosen(o["technique"], **pick) if (n, path) not in wanted]
+    if lack: typer.echo(f"left out, without a profile {profile!r}: {', '.join(lack)}", err=True)
     runs = plan(wanted, profile, seeds, given, sweeps, **places)
     folder, kind, how = batch_options(o)
     if o["dry_run"]: return show_plan(runs, folder, o["force"])

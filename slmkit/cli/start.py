@@ -1,4 +1,4 @@
-"""One technique within a budget of time, the report of its batch, and three lines that say what came out.
+"""A few techniques within a budget of time, the report of the batch, and three lines for each that say what came out.
 
 Docs: https://slmkit.github.io/slmkit/cli/start.html.md"""
 
@@ -11,8 +11,9 @@ __all__ = ['three_lines', 'program', 'closing', 'verbs']
 import shutil, sys, typer
 from pathlib import Path
 from ..core.settings import kit_settings
-from ..run.start import start, technique
-from ..verdicts.report import claim_rows, ledger_text, mine_text, write
+from ..run.start import start, tour
+from ..verdicts.report import claim_rows, ledger_text, mine_text
+from ..verdicts.report_page import write
 
 # %% ../../nbs/cli/start.ipynb #43982247
 def three_lines(row): # of slmkit.verdicts.report.claim_rows
@@ -33,11 +34,12 @@ def program():
 
 # %% ../../nbs/cli/start.ipynb #712eedf0
 def closing(records, folder): # of `start`, run folder
-    "What is printed at the end: the three lines, where the report is, two next commands."
-    path, rows = write(folder), claim_rows([r for r in records if r["status"] == "ok"])
-    lines = three_lines(rows[0]) if rows else ["no claim was recorded: the report says why"]
-    name = technique().rpartition("/")[2]
-    return ["", *lines, "", f"report          {path}",
+    "What is printed at the end: three lines for each technique, where the report is, two next commands."
+    path, first = write(folder), {}
+    for row in claim_rows([r for r in records if r["status"] == "ok"]): first.setdefault(row["technique"], row)
+    lines = [line for name, row in first.items() for line in ["", f"technique       {name}", *three_lines(row)]]
+    name = tour()[0].rpartition("/")[2]
+    return [*(lines or ["", "no claim was recorded: the report says why"]), "", f"report          {path}",
         f"next            {program()} run {name}    every arm, seeds 0-2",
             f"                {program()} verdicts    every claim, and what was measured last"]
 
@@ -52,7 +54,7 @@ def verbs(app): # typer.Typer
           data: str = O("", help="Data set, see slmkit data list."),
           out: str = O("", help="Run folder."),
           jobs: int = O(0, "--jobs", "-j", help="Seeds at once; 0 = one a core.")):
-        "Run the technique of settings.ini over build seeds under a budget of time, and write the report."
+        "Run the techniques of settings.ini over build seeds under a budget of time, and write the report."
         records, folder = start(budget or kit_settings()["budget"], model, data, out, jobs)
         typer.echo("\n".join(closing(records, folder)))
         raise typer.Exit(any(r["status"] != "ok" for r in records))

@@ -108,7 +108,9 @@ def _card(group):
           measure: bool = typer.Option(False, "--measure", help="Ask the abilities anew (a minute).")):
         "How a model was made, and what it was measured to be able to do."
         if measure: return typer.echo("\n".join([name, *("  " + l for l in compared(name))]))
-        typer.echo(json.dumps(card(name), indent=1) if json_ else "\n".join([name, *lines(card(name), 1)]))
+        from slmkit.recipes.answers import card_of
+        said = card_of(name) if name in real_models() else card(name)
+        typer.echo(json.dumps(said, indent=1) if json_ else "\n".join([name, *lines(said, 1)]))
 
 # %% ../../nbs/cli/zoo.ipynb #bc076564
 def _verify(group):

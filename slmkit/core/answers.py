@@ -44,7 +44,8 @@ def question_ids(
     endings,   # list of str, for all prompts; or one list of str for each prompt, all equally long
 ):
     "(token ids of each prompt, token ids of each prompt's endings). KitError where one of them is empty."
-    each = [endings]*len(prompts) if endings and isinstance(endings[0], str) else endings
+    shared = endings and isinstance(endings[0], str)  # then they are tokenized once
+    each = [text_ids(tokenizer, endings, start=False)]*len(prompts) if shared else endings
     if len(each) != len(prompts) or not each or len({len(e) for e in each}) > 1:
         raise KitError("scores: give one list of endings, or as many equally long lists as there are prompts")
     asked, said = text_ids(tokenizer, prompts), [text_ids(tokenizer, e, start=False) for e in each]

@@ -158,9 +158,9 @@ def add_low_rank_delta(
 
 # %% ../../nbs/core/06_zoo.ipynb #b6f1895e
 def has_bfloat16():
-    "Whether this machine multiplies bfloat16 matrices natively."
+    "Whether this machine multiplies bfloat16 matrices faster than float32: of Intel's processors, those with AMX do."
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(bfloat16_unit())
+    return bfloat16_unit() == "amx"
 
 # %% ../../nbs/core/06_zoo.ipynb #52902796
 def usual_dtype(

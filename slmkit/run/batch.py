@@ -47,7 +47,7 @@ def scratch(self: Batch, run):
 @patch
 def job(self: Batch, run):
     "What an executor needs to know of a run."
-    place = self.scratch(run)
+    place = self.scratch(run).resolve()  # a kernel stands in the notebook's folder
     env = dict(SLMKIT_RECORD=str(place/"claims.jsonl"), SLMKIT_TECHNIQUE=run["technique"],
                SLMKIT_HASHES=json.dumps(run["hashes"]))
     return dict(id=run["id"], notebook=run["path"], output=str(place/"notebook.ipynb"), log=str(place/"log.txt"),

@@ -42,6 +42,7 @@ def chosen(
     family="", # every technique of a family
     root=None, # the project
     lesson=False, # the lessons instead of the experiments
+    profile="", # leave out what has not got it, as long as something has
 ):
     "List of (name, path). KitError where nothing is chosen or a name is unknown."
     known = {record_name(p): p for p in lessons(root).values()} if lesson else techniques(root)
@@ -50,7 +51,8 @@ def chosen(
     found += [(k, p) for k, p in known.items() if all or family and k.startswith(family + "/")]
     short = [k.rpartition("/")[2] for k in known]
     if not found: raise KitError(f"name a technique, --family or --all{nearest('', short)}")
-    return list(dict.fromkeys(found))
+    able = [(k, p) for k, p in found if profile in (profiles(read(p)) or [profile])] if profile else found
+    return list(dict.fromkeys(able or found))
 
 # %% ../../nbs/run/plan.ipynb #60f3e361
 def profile_of(

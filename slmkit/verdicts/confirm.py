@@ -152,10 +152,10 @@ def weigh(self: Queue, todo): # {job: planned runs}
 @patch
 def round(self: Queue):
     "One round: what each job lacks is run, and published where it is whole. Gives the jobs that may lack more."
-    todo = self.weigh({j: runs for j in self.jobs if (runs := pending(j))})
+    todo, more = {j: runs for j in self.jobs if (runs := pending(j))}, []
     for job in self.jobs:
-        if job not in todo and job not in self.power: self.say(job, "the verdict stands for this code, model and data")
-    more = []
+        if job not in todo: self.say(job, "the verdict stands for this code, model and data")
+    todo = self.weigh(todo)
     for job, records in self.execute(todo).items():
         if len(records) < len(todo[job]) or any(r["status"] != "ok" for r in records):
             self.say(job, "not whole: nothing is published; the same command goes on", True)
@@ -176,7 +176,8 @@ def confirm(
     **how,   # of `Queue`
 ):
     "Confirm these techniques until each verdict stands; gives the Queue with its lines and records."
-    each = [m for n in names for m in ([n] if n.endswith(".ipynb") else [name for name, _ in chosen([n])])]
+    known = lambda n: [n] if n.endswith(".ipynb") else [name for name, _ in chosen([n], profile=profile)]
+    each = [m for n in names for m in known(n)]
     queue = Queue([Job(n, profile, model, data, columns) for n in dict.fromkeys(each)], folder, **how)
     for job in queue.jobs: pending(job)  # a wrong name or model is told before anything runs
     seen = set()
