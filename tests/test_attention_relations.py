@@ -1,18 +1,19 @@
 """Attention and value relations: against numpy head by head, finite differences, transformers' own attentions;
-checkpoints, bad input."""
+students narrow and cut, sentence embeddings, checkpoints, bad input."""
 import json, math
 import numpy as np, pytest, torch
 from functools import partial
 from pathlib import Path
-from conftest import Failed, ran
+from conftest import ran
 from slmkit.core.fit import collate, fit, encode_texts
 from slmkit.core.generate import predict_classes
 from slmkit.core.settings import KitError
 from slmkit.toyland.tokenizer import build_tokenizer
-from slmkit.distill.attention_relations import (classifier, copying, guessing, heads_of, hear, hidden_matching,
-    maps_figure, masked, projections, relation, relation_loss, scrambled, states, student_of, with_bridges)
+from slmkit.distill.attention_relations import (classifier, embed, embedding_loss, hidden_loss, hidden_states,
+    minilm_loss, narrow_student, permuted_weights, qkv, qkv_layers, relation, relation_loss, sentence_embeddings,
+    shallow_student, split_heads, with_linear_maps)
 
-NB = Path(__file__).parents[1]/"nbs/distill/attention_relations.ipynb"
+NB, MINILM = (Path(__file__).parents[1]/f"nbs/distill/attention_relations_repro{end}.ipynb" for end in ("", "_minilm"))
 
 def bert(width=16, layers=2, heads=2, seed=0, vocab=40):
     from transformers import BertConfig, BertForMaskedLM
@@ -52,7 +53,7 @@ def by_hand(pairs, mask, heads):
     return total
 
 def ours(pairs, mask, heads):
-    cut = lambda x: heads_of(x, heads)
+    cut = lambda x: split_heads(x, heads)
     return sum(relation_loss(relation(cut(tx), cut(ty), mask), relation(cut(sx), cut(sy), mask), mask)
         for (tx, ty), (sx, sy) in pairs)
 
@@ -94,7 +95,7 @@ def test_gradcheck():
 
 def test_padding_changes_nothing(batch):
     teacher, student = bert(), bert(8, 1, seed=1)
-    loss = copying(teacher, teacher)
+    loss = minilm_loss(teacher, teacher)
     alone = [loss(student, collate([dict(input_ids=row[m == 1].tolist())], 0)).item()
         for row, m in zip(batch["input_ids"], batch["attention_mask"])]
     sizes = batch["attention_mask"].sum(1).tolist()
@@ -107,17 +108,17 @@ def test_a_copy_has_nothing_to_learn_and_a_turn_of_the_values_is_no_change(batch
     teacher = bert()
     turned = bert()
     turned.load_state_dict(teacher.state_dict())
-    assert abs(copying(teacher, teacher)(turned, batch)) < 1e-6
-    value, turn = projections(turned)[-1][2], torch.linalg.qr(torch.randn(8, 8))[0]
+    assert abs(minilm_loss(teacher, teacher)(turned, batch)) < 1e-6
+    value, turn = qkv_layers(turned)[-1][2], torch.linalg.qr(torch.randn(8, 8))[0]
     with torch.no_grad():
         for h in (slice(0, 8), slice(8, 16)):
             value.weight[h] = turn @ value.weight[h]
             value.bias[h] = turn @ value.bias[h]
-    assert abs(copying(teacher, teacher)(turned, batch)) < 1e-5
+    assert abs(minilm_loss(teacher, teacher)(turned, batch)) < 1e-5
     # its next matrix was not turned back
-    assert not torch.allclose(states(teacher, batch)[-1], states(turned, batch)[-1], atol=1e-2)
+    assert not torch.allclose(hidden_states(teacher, batch)[-1], hidden_states(turned, batch)[-1], atol=1e-2)
 
-# ---- what is heard in a model
+# ---- what is read of a model
 
 def models():
     from transformers import (BertConfig, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel,
@@ -137,7 +138,7 @@ def test_attention_equals_transformers_own(at, layer, batch):
     for p in model.parameters():
         if p.ndim > 1: torch.nn.init.normal_(p, std=.4)  # sharp: at the usual scale every attention is nearly even
     with torch.no_grad():
-        q, k, v = hear(model, batch, layer)
+        q, k, v = qkv(model, batch, layer)
         theirs = model(**batch, output_attentions=True).attentions[layer]
     here = batch["attention_mask"] == 1
     got = relation(q, k, batch["attention_mask"]).exp()
@@ -146,119 +147,139 @@ def test_attention_equals_transformers_own(at, layer, batch):
 
 def test_no_hook_is_left_even_after_an_error(batch):
     model = bert()
-    hear(model, batch)
-    with pytest.raises(Exception): hear(model, dict(batch, input_ids=batch["input_ids"] + 10_000))
+    qkv(model, batch)
+    with pytest.raises(Exception): qkv(model, dict(batch, input_ids=batch["input_ids"] + 10_000))
     assert not any(m._forward_hooks for m in model.modules())
 
 def test_heads_are_cut_as_transformers_cuts_them():
     x = torch.randn(2, 5, 12)
-    assert torch.equal(heads_of(x, 3)[1, 2, 4], x[1, 4, 8:12])
+    assert torch.equal(split_heads(x, 3)[1, 2, 4], x[1, 4, 8:12])
 
 # ---- students, baselines, control
 
-def test_hidden_matching_by_hand(batch):
-    teacher, student = bert(16, 4, seed=1), with_bridges(bert(8, 2, seed=2), bert(16, 4, seed=1))
+def test_hidden_loss_by_hand(batch):
+    teacher, student = bert(16, 4, seed=1), with_linear_maps(bert(8, 2, seed=2), bert(16, 4, seed=1))
     with torch.no_grad():
-        theirs, ours_ = states(teacher, batch), states(student, batch)
+        theirs, ours_ = hidden_states(teacher, batch), hidden_states(student, batch)
         total = []
-        for t, o, b in zip((theirs[0], theirs[2], theirs[4]), ours_, student.bridges):
+        for t, o, b in zip((theirs[0], theirs[2], theirs[4]), ours_, student.maps):
             rows = [((b(o[r, i]) - t[r, i])**2).mean() for r in range(3)
                 for i in range(9) if batch["attention_mask"][r, i]]
             total.append((sum(rows)/len(rows)).item())
-        assert hidden_matching(teacher)(student, batch).item() == pytest.approx(sum(total)/3, rel=1e-5)
-        assert hidden_matching(teacher, last=True)(student, batch).item() == pytest.approx(total[-1], rel=1e-5)
+        assert hidden_loss(teacher)(student, batch).item() == pytest.approx(sum(total)/3, rel=1e-5)
 
-def test_bridges_learn_with_the_student_and_the_teacher_stays(batch):
+def test_maps_learn_with_the_student_and_the_teacher_stays(batch):
     teacher = bert(16, 2, seed=1)
-    student = with_bridges(bert(8, 1, seed=2), teacher)
+    student = with_linear_maps(bert(8, 1, seed=2), teacher)
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (teacher, student)]
-    h = fit(student, hidden_matching(teacher), iter([batch]*40), steps=40, lr=1e-2, progress=False)
+    h = fit(student, hidden_loss(teacher), iter([batch]*40), steps=40, lr=1e-2, progress=False)
     assert h.loss[-1] < .7*h.loss[0] and all(torch.equal(v, teacher.state_dict()[k]) for k, v in before[0].items())
-    assert all(not torch.equal(before[1][k], student.state_dict()[k]) for k in before[1] if k.startswith("bridges"))
+    assert all(not torch.equal(before[1][k], student.state_dict()[k]) for k in before[1] if k.startswith("maps"))
 
 @pytest.mark.parametrize("values", [False, True])
 def test_copying_nears_the_teacher(batch, values):
     teacher, student = bert(16, 2, seed=1), bert(8, 1, seed=2)
-    h = fit(student, copying(teacher, teacher if values else None), iter([batch]*80), steps=80, lr=1e-2, progress=False)
+    h = fit(student, minilm_loss(teacher, teacher if values else None), iter([batch]*80), steps=80, lr=1e-2, progress=False)
     assert h.loss[-1] < .5*h.loss[0]
 
 def test_the_pieces_of_the_loss_add_up_and_the_layer_counts(batch):
     teacher, odd, student = bert(seed=1), bert(seed=3), bert(8, 1, seed=2)
-    value = lambda t, v, layer=-1: copying(t, v, layer)(student, batch).item()
+    value = lambda t, v, layer=-1: minilm_loss(t, v, layer)(student, batch).item()
     attention = value(teacher, None)
-    with torch.no_grad(): (*_, tv), (*_, v) = hear(odd, batch), hear(student, batch)
+    with torch.no_grad(): (*_, tv), (*_, v) = qkv(odd, batch), qkv(student, batch)
     mask = batch["attention_mask"]
     values = relation_loss(relation(tv, tv, mask), relation(v, v, mask), mask).item()
     assert value(teacher, odd) == pytest.approx(attention + values, rel=1e-5)
     assert value(teacher, teacher) != value(teacher, odd) and value(teacher, teacher, 0) != value(teacher, teacher)
 
-def test_student_has_half_of_everything_but_the_heads():
+def test_student_is_half_as_wide_and_as_deep_as_its_teacher():
     teacher = bert(16, 4)
-    student = student_of(teacher, seed=1)
+    student = narrow_student(teacher, seed=1)
     c = student.config
-    assert (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.vocab_size) == (8, 2, 2, 40)
-    assert student_of(teacher, 12, 3).config.hidden_size == 12
-    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), student_of(teacher, seed=1).parameters()))
+    assert (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.vocab_size) == (8, 4, 2, 40)
+    c = narrow_student(teacher, 12, 3).config
+    assert (c.hidden_size, c.num_hidden_layers) == (12, 3)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), narrow_student(teacher, seed=1).parameters()))
 
 def test_a_width_that_heads_do_not_share_is_refused():
-    with pytest.raises(KitError, match="width of 7 can't be split over 2 heads") as e: student_of(bert(), 7)
+    with pytest.raises(KitError, match="width of 7 can't be split over 2 heads") as e: narrow_student(bert(), 7)
     assert "\n" not in str(e.value)
 
 def test_an_architecture_without_known_places_is_refused():
     from transformers import T5Config, T5EncoderModel
     with pytest.raises(KitError, match="no place is known where a t5") as e:
-        projections(T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)))
+        qkv_layers(T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)))
     assert "\n" not in str(e.value)
 
-def test_scrambled_keeps_the_numbers_and_loses_their_places():
+def test_permuted_weights_keeps_the_numbers_and_loses_their_places():
     model = bert()
-    other = scrambled(model, 1)
+    other = permuted_weights(model, 1)
     for (name, a), b in zip(model.named_parameters(), other.parameters()):
         assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
         if a.ndim > 1: assert not torch.equal(a, b), name
     assert torch.equal(other.bert.embeddings.word_embeddings.weight,
-        scrambled(model, 1).bert.embeddings.word_embeddings.weight)
+        permuted_weights(model, 1).bert.embeddings.word_embeddings.weight)
 
 def test_classifier_takes_the_students_layers(batch):
     student = bert(8, 1, seed=2)
     model = classifier(student, 3).eval()
-    assert torch.allclose(states(model, batch)[-1], states(student, batch)[-1])
+    assert torch.allclose(hidden_states(model, batch)[-1], hidden_states(student, batch)[-1])
     assert model(**batch).logits.shape == (3, 3)
     rows = [dict(input_ids=r[m == 1].tolist()) for r, m in zip(batch["input_ids"], batch["attention_mask"])]
     one_by_one = [model(input_ids=torch.tensor([r["input_ids"]])).logits.argmax().item() for r in rows]
     assert predict_classes(model, rows, 0, batch_size=2) == one_by_one
 
-# ---- masked words
+# ---- students cut out of their teacher, sentence embeddings
 
-class Special: all_special_ids, mask_token_id = [0, 1, 3, 39], 39
+def test_a_cut_student_runs_the_layers_that_it_keeps(batch):
+    teacher = bert(16, 4, seed=1)
+    for m in teacher.modules():
+        if isinstance(m, torch.nn.Dropout): m.p = .1
+    cut = shallow_student(teacher, [1, 3])
+    x = teacher.bert.embeddings(batch["input_ids"])
+    mask = (1. - batch["attention_mask"][:, None, None].float())*torch.finfo(torch.float32).min
+    for i in (1, 3):
+        x = teacher.bert.encoder.layer[i](x, mask)
+        x = x[0] if isinstance(x, tuple) else x
+    here = batch["attention_mask"] == 1
+    assert torch.allclose(hidden_states(cut.train(), batch)[-1][here], x[here], atol=1e-5)  # without dropout
+    assert len(teacher.bert.encoder.layer) == 4 and cut.config.num_hidden_layers == 2
+    frozen = {n for n, p in cut.named_parameters() if not p.requires_grad}
+    assert frozen and all("embeddings" in n or "decoder" in n for n in frozen)
 
-def test_masked_leaves_marks_and_padding_alone(batch):
-    torch.manual_seed(0)
-    wide = {k: v.repeat(200, 1) for k, v in batch.items()}
-    wide["input_ids"][:, 0] = 3
-    ids, labels = masked(wide, Special)
-    hit = labels >= 0
-    assert torch.equal(ids[~hit], wide["input_ids"][~hit])
-    assert (ids[hit] == 39).all()
-    assert torch.equal(labels[hit], wide["input_ids"][hit])
-    assert not hit[:, 0].any()
-    assert not hit[wide["attention_mask"] == 0].any()
-    assert abs(hit[wide["attention_mask"] == 1].float().mean() - .17) < .03
+def test_layers_that_a_teacher_lacks_are_refused():
+    with pytest.raises(KitError, match=r"layers \[1, 4\] of a teacher that has 4") as e:
+        shallow_student(bert(16, 4), [1, 4])
+    assert "\n" not in str(e.value)
 
-def test_guessing_by_hand(batch):
-    teacher, student = bert(seed=1), bert(8, 1, seed=2)
-    torch.manual_seed(5)
-    ids, labels = masked(batch, Special)
-    with torch.no_grad():
-        s, t = (m(input_ids=ids, attention_mask=batch["attention_mask"]).logits.double().softmax(-1).numpy()
-            for m in (student, teacher))
-        spots = [(r, i) for r in range(3) for i in range(9) if labels[r, i] >= 0]
-        torch.manual_seed(5)
-        assert guessing(Special)(student, batch).item() == pytest.approx(np.mean([-np.log(s[r, i, labels[r, i]])
-                for r, i in spots]), rel=1e-5)
-        torch.manual_seed(5)
-        assert guessing(Special, teacher)(student, batch).item() == pytest.approx(
-            np.mean([(t[r, i]*np.log(t[r, i]/s[r, i])).sum() for r, i in spots]), rel=1e-4)
+def test_sentence_embeddings_are_means_over_words_of_length_one(batch):
+    model = bert(seed=2)
+    found = sentence_embeddings(model, batch)
+    for row, ids, mask in zip(found, batch["input_ids"], batch["attention_mask"]):
+        alone = collate([dict(input_ids=ids[mask == 1].tolist())], 0)
+        mean = hidden_states(model, alone)[-1][0].mean(0)
+        assert torch.allclose(row, mean/mean.norm(), atol=1e-5)
+
+def test_embedding_loss_is_two_less_two_cosines(batch):
+    teacher, student = bert(seed=2), bert(seed=3)
+    cosines = torch.cosine_similarity(sentence_embeddings(teacher, batch), sentence_embeddings(student, batch))
+    assert embedding_loss(teacher)(student, batch).item() == pytest.approx((2 - 2*cosines).mean().item(), rel=1e-5)
+    assert abs(embedding_loss(teacher)(teacher, batch)) < 1e-6
+
+def test_a_student_as_wide_needs_no_map(batch):
+    teacher = bert(16, 4, seed=1)
+    assert hidden_loss(teacher)(teacher, batch) == 0
+    here, cut = batch["attention_mask"] == 1, shallow_student(teacher, [1, 3])
+    gaps = [((hidden_states(teacher, batch)[2*i] - hidden_states(cut, batch)[i])[here]**2).mean() for i in range(3)]
+    assert hidden_loss(teacher)(cut, batch).item() == pytest.approx((sum(gaps)/3).item(), rel=1e-5)
+
+def test_texts_are_embedded_in_their_order(tiny_bert):
+    from transformers import AutoModel, AutoTokenizer
+    model, tok = AutoModel.from_pretrained(tiny_bert).eval(), AutoTokenizer.from_pretrained(tiny_bert)
+    texts = ["a b c d e", "a", "b c"]
+    rows = encode_texts(tok, texts)
+    with torch.no_grad(): alone = torch.cat([sentence_embeddings(model, collate([r], 0)) for r in rows])
+    assert torch.allclose(embed(model, tok, texts), alone, atol=1e-5)
 
 # ---- the notebook
 
@@ -282,31 +303,18 @@ def tiny_bert(tmp_path):
     BertForMaskedLM(BertConfig(vocab_size=len(vocab), **shape)).save_pretrained(tmp_path/"bert")
     return str(tmp_path/"bert")
 
-@pytest.fixture
-def mine(tmp_path):
-    rows = [dict(q=f"the {'good' if i % 2 else 'bad'} thing of {chr(97 + i % 26)}{chr(97 + i//26)}",
-            a="yes" if i % 2 else "no") for i in range(150)]
-    (tmp_path/"mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return str(tmp_path/"mine.jsonl")
-
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["gpu", "paper"])
-def test_gpu_and_paper_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, tiny_bert, mine, profile):
-    found = run(tmp_path, torch_pool, profile=profile, model=tiny_bert, data=mine, columns="input=q,label=a",
-        steps=2, n=20, others=1)
+def test_a_checkpoint_of_ones_own_is_taught_and_judged(tmp_path, torch_pool, tiny_bert):
+    found = run(tmp_path, torch_pool, profile="smoke", model=tiny_bert, data="topics", steps=2, n=20)
     assert set(found) == {"relations-beat-hidden-states", "value-relations-help"}
     arms = found["value-relations-help"]["arms"]
-    assert {"relations", "hidden", "strange", "teacher", "attention", "odd_values"} <= set(arms)
-    assert all(math.isfinite(v) for v in arms.values()) and found["value-relations-help"]["n_rows"] > 5
-    assert (arms["width_teacher"], arms["width_relations"], arms["width_hidden"]) == (16, 8, 8)
+    assert set(arms) >= {"relations", "attention", "permuted_values"} and all(map(math.isfinite, arms.values()))
 
 @pytest.mark.slow
-def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and len(one) == 1  # the second claim's arms are slow
-
-def test_gpu_needs_a_model(tmp_path, torch_pool):
-    with pytest.raises(Failed, match="needs --model FOLDER"): run(tmp_path, torch_pool, profile="gpu")
+@pytest.mark.parametrize("notebook, claims", [(NB, 2), (MINILM, 3)])
+def test_same_seed_same_record(tmp_path, torch_pool, notebook, claims):
+    one, two = (ran(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
+    assert one == two and len(one) == claims
 
 def test_rows_have_both_marks(tiny_bert):
     from transformers import AutoTokenizer
@@ -317,15 +325,3 @@ def test_rows_have_both_marks(tiny_bert):
     assert encode_texts(real, ["a b"])[0]["input_ids"] == [2, 5, 6, 3]
     assert len(encode_texts(real, ["a b c d e"], 4)[0]["input_ids"]) == 4
     assert len(encode_texts(tok, ["ana and ben see a dog ."], 5)[0]["input_ids"]) == 5
-
-def test_figure_is_drawn_from_records_alone():
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    three = "teacher", "relations", "hidden"
-    arms = lambda a: {k: v for who in three for k, v in {who: a, f"width_{who}": 64, **{f"map_{who}_{i}_{j}": .1
-            for i in range(3) for j in range(3)}}.items()}
-    fig, ax = plt.subplots()
-    maps_figure([dict(arms=arms(.5)), dict(arms=arms(.7))], ax)
-    assert len(ax.child_axes) == 3 and all("64 wide, accuracy 0.60" in a.get_title() for a in ax.child_axes)
-    plt.close(fig)
