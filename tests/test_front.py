@@ -7,7 +7,10 @@ from slmkit.cli import main as cli
 from slmkit.core.figures import png
 from slmkit.project.sync import readme
 from slmkit.verdicts import figure
-from slmkit.core.claims import read_entry
+from slmkit.core.claims import entries, read_entry
+from slmkit.project import front, guide
+from slmkit.run.notebooks import lessons
+from slmkit.verdicts import table
 from slmkit.verdicts.entry import dump
 from slmkit.verdicts.ledger import publish
 
@@ -53,7 +56,7 @@ def drawn(fig):
 
 def test_readme_is_what_sync_gives():
     index = json.loads((ROOT/"nbs/index.ipynb").read_text(encoding="utf-8"))
-    assert TEXT == figure.for_readme(readme(index), ROOT)
+    assert TEXT == figure.for_readme(front.filled(readme(index), ROOT), ROOT)
 
 
 def test_the_committed_picture_says_and_draws_what_the_ledger_holds():
@@ -85,8 +88,8 @@ def test_settings_of_the_reader_s_matplotlib_do_not_reach_the_picture():
 
 def test_first_screen():
     first = TEXT[:TEXT.index("\n## ")]
-    assert all(w in first for w in ("make start", "make test", "nbs/images/result.svg"))
-    assert len(first.splitlines()) <= 40
+    assert all(w in first for w in ("make start", "make test", "nbs/images/result-1.svg"))
+    assert "nbs/images/result.svg" in TEXT and len(first.splitlines()) <= 40
 
 
 def test_links_lead_somewhere():
@@ -196,3 +199,77 @@ def test_constraints_name_plain_versions():
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     wanted = {re.match(r"[\w-]+", d)[0].lower() for d in wanted}
     assert wanted <= {p.lower() for p in pins}, wanted - set(pins)
+
+
+# ---- what the front page says of the project
+
+def test_the_first_screen_says_for_whom_and_where_to_read():
+    first = TEXT[:TEXT.index("\n## ")]
+    assert all(f"**{w}**" in first for w in ("instructors", "researchers", "readers"))
+    assert "https://slmkit.github.io/slmkit/" in first and len(re.findall(r"images/result-\d\.svg", first)) == 4
+    order = [TEXT.index(f"\n## {h}") for h in ("The techniques", "Open a notebook", "Three doors")]
+    assert order == sorted(order) and all(w in TEXT for w in ("JupyterLab", "VS Code", "Colab"))
+
+
+def test_four_results_two_of_a_real_model_and_one_that_does_not_hold():
+    found = front.cards(ROOT)
+    assert len(found) == 4 and len({f["technique"] for f, *_ in found}) == 4
+    assert sum("in Toyland" not in outcome for *_, outcome in found) >= 2
+    assert not found[-1][3].startswith("holds")
+    for i, (f, picture, said, outcome) in enumerate(found, 1):
+        root = ET.fromstring((ROOT/f"nbs/images/result-{i}.svg").read_text(encoding="utf-8"))
+        assert root.get("aria-label") == said and root.get("width") == "410" and root.get("viewBox")
+        assert not [e for e in root.iter() if e.tag.endswith("}text")]  # letters are outlines: whole in any font
+        assert f"[{f['name']}](nbs/{f['technique']}.ipynb): {outcome}" in TEXT
+
+
+def test_the_first_claim_of_a_paper_is_drawn_and_where_asked_one_that_does_not_hold(tmp_path, monkeypatch):
+    e = entry(records(100, worse=(CONTROLS, VALUES)))
+    monkeypatch.setattr(front, "entries", lambda technique: [e])
+    rows = [dict(table.row(e, n), claim=n) for n in ("gain", "worse")]
+    assert front.shown_claim(rows) == (e, "gain") and front.shown_claim(rows, failing=True) == (e, "worse")
+    code = [rows[0] | dict(stands="construction"), rows[1]]
+    assert front.shown_claim(code) == (e, "worse") and front.shown_claim([]) is None
+
+
+def test_badges_are_true_and_no_font_cuts_them_off():
+    said = front.badges(ROOT)
+    assert said["techniques"] == len(lessons(ROOT)) and said["Python"] == "3.11+" and said["licence"] == "Apache-2.0"
+    assert said["claims judged"] == sum(len(e["claims"]) for e in entries())
+    text = (ROOT/"nbs/images/badges.svg").read_text(encoding="utf-8")
+    assert text == front.badges_svg(said) and f"![{front.badges_text(said)}](nbs/images/badges.svg)" in TEXT
+    words = [e for e in ET.fromstring(text).iter() if e.tag.endswith("}text")]
+    ends = [float(e.get("x")) + float(e.get("textLength")) for e in words]
+    assert len(words) == 8 and max(ends) < float(ET.fromstring(text).get("width"))
+
+
+def test_the_table_has_every_technique_by_the_name_of_the_field():
+    line = r"^\|[^|]*\| \[([^\]]+)\]\(nbs/(\S+)\.ipynb\) \| (.+) \|$"
+    found, links = guide.known(ROOT), re.findall(line, TEXT, re.M)
+    assert {t: f["name"] for t, f in found.items()} == {t: name for name, t, _ in links}
+    assert not [name for name, _, _ in links if name.endswith("?") or "|" in name]
+    step = next(said for _, t, said in links if t == "distill/step_by_step")
+    assert step == front.found_text(guide.of(guide.rows_in_order(ROOT), "distill/step_by_step"))
+
+
+def test_the_guide_knows_lessons_only_and_every_lesson_has_a_situation():
+    said, there = guide.guide(ROOT), lessons(ROOT)
+    assert set(said["techniques"]) <= set(there) and set(said["results"]) <= set(there)
+    assert [t for t, f in guide.known(ROOT).items() if not f["when"]] == []
+    pages = [a for f in guide.known(ROOT).values() for a in f["after"] if "/" in a and " " not in a]
+    assert set(pages) <= set(there)
+
+
+def test_outcomes_are_told_by_scale():
+    row = dict(technique="a/b-short", stands="paper", outcome="holds", scale="in Toyland")
+    rows = [row, row | dict(outcome="open"), row | dict(scale="on a real small model"), row | dict(stands="variant")]
+    assert front.found_text(rows) == "*in Toyland:* 1 holds, 1 open; *on a real small model:* 1 holds"
+    assert guide.of(rows, "a/b") == rows and guide.of(rows, "a/bc") == []
+    assert "checks of our own code" in front.found_text([row | dict(stands="construction")])
+    assert "not confirmed" in front.found_text([row | dict(outcome="never run")])
+    assert "no claims" in front.found_text([])
+
+
+def test_the_number_of_works_is_that_of_the_registry():
+    works = len(json.loads((ROOT/"slmkit/registry.json").read_text(encoding="utf-8")))
+    assert f"the {works} works that this kit is measured against" in TEXT

@@ -26,6 +26,8 @@ def write(path, nb):
     path.write_text(json.dumps(nb), encoding="utf-8")
     return path
 
+def who(paths): return submissions.people([(p.as_posix(), p) for p in paths])
+
 def solved(built, *names):
     "The student's notebook with the named exercises solved, as a student would: typing into the stub's cell."
     nb = json.loads(built["student"].read_text(encoding="utf-8"))
@@ -77,9 +79,9 @@ def test_same_seed_same_cases_other_seed_others():
 
 def test_seed_is_nowhere_in_results(box, built, tmp_path):
     paths = [write(tmp_path / f"{n}.ipynb", solved(built, "Head")) for n in "ab"]
-    results.save(grade.grade(paths, LAB, "very-private-seed", box), paths, LAB, tmp_path / "out")
+    results.save(grade.grade(paths, LAB, "very-private-seed", box), who(paths), LAB, tmp_path / "out")
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert len(files) == 6 and not any("very-private-seed" in p.read_text(encoding="utf-8") for p in files)
+    assert len(files) == 8 and not any("very-private-seed" in p.read_text(encoding="utf-8") for p in files)
 
 def test_ten_submissions_in_one_call(box, built, tmp_path):
     full, none, one = (solved(built, *n) for n in (("soften", "distill_loss", "Head"), (), ("soften",)))
@@ -87,9 +89,9 @@ def test_ten_submissions_in_one_call(box, built, tmp_path):
     texts |= {f"full {i}": json.dumps(full) for i in range(3)}
     paths = [tmp_path / f"{name}.ipynb" for name in [*texts, "gone"]]
     for p, text in zip(paths, texts.values()): p.write_text(text, encoding="utf-8")
-    done = results.save(grade.grade(paths, LAB, "rain", box), paths, LAB, tmp_path / "out")
+    done = results.save(grade.grade(paths, LAB, "rain", box), who(paths), LAB, tmp_path / "out")
     assert [r["points"] for r in done] == [6, 0, 2, 0, 0, 0, 6, 6, 6, 0]
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/grades.csv").read_text(encoding="utf-8"))))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/grades.csv").read_text(encoding="utf-8-sig"))))
     assert [r["Student"] for r in rows] == [*texts, "gone"]
     assert [float(r[LAB.technique]) for r in rows] == [r["points"] for r in done]
     page = (tmp_path / "out/pages/none.html").read_text(encoding="utf-8")
@@ -214,9 +216,11 @@ def test_a_failure_between_submissions_leaves_that_grade_empty(box, tmp_path, mo
         return sandbox.Job(sandbox_, slot, **limits)
     asked = [False, False, True]  # our own solution, ada, bob
     monkeypatch.setattr(grade, "Job", job)
-    done = results.save(grade.grade(paths, EASY, "x", box, jobs=1), paths, EASY, tmp_path / "out")
+    done = results.save(grade.grade(paths, EASY, "x", box, jobs=1), who(paths), EASY, tmp_path / "out")
     assert [r["points"] for r in done] == [2, None] and "no room" in done[1]["ungraded"]
-    assert (tmp_path / "out/grades.csv").read_text(encoding="utf-8").splitlines()[1:] == ["ada,,,,,2", "bob,,,,,"]
+    lines = (tmp_path / "out/canvas.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[1:] == ["    Points Possible,,,,,2", "ada,,,,,2", "bob,,,,,"]
+    assert (tmp_path / "out/grades.csv").read_text(encoding="utf-8").splitlines()[2].startswith("bob,,,,,2,not graded:")
     assert "not graded" in (tmp_path / "out/pages/bob.html").read_text(encoding="utf-8")
     assert "mean 2.00" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
 
@@ -258,9 +262,9 @@ def test_lab_is_found_by_its_functions_not_by_metadata(tmp_path):
     with pytest.raises(KitError, match="--lab"): submissions.which_lab([path], [EASY, LAB])
 
 def test_no_submission_is_told(tmp_path):
-    with pytest.raises(KitError, match="no such file"): submissions.submissions([tmp_path / "x"])
-    with pytest.raises(KitError, match="no notebook"): submissions.submissions([tmp_path])
+    with pytest.raises(KitError, match="no such file"): submissions.submissions([tmp_path / "x"], tmp_path)
+    with pytest.raises(KitError, match="no notebook"): submissions.submissions([tmp_path], tmp_path)
 
 def test_same_file_names_in_folders_stay_apart(tmp_path):
     files = [tmp_path / s / "lab.ipynb" for s in ("ada", "bob", "Ada")]
-    assert len({w["key"].lower() for w in submissions.people(files)}) == 3
+    assert len({w["key"].lower() for w in who(files)}) == 3

@@ -2,7 +2,7 @@
 import csv, io, json
 import pytest
 from conftest import ROOT
-from slmkit.lab import build, lab, nbgrader, results
+from slmkit.lab import build, lab, nbgrader, results, submissions
 from slmkit.project.template import new
 from slmkit.run import notebooks as nbs
 
@@ -75,12 +75,12 @@ def test_written_answers_reach_the_instructor(small, tmp_path):
     given = {"how-many": table, "same-mistake": "=1+1"}
     path = handed_in(small, tmp_path, given)
     graded = [dict(lab="distill/my_idea", version="0", source="x", points=2, of=2, exercises=[])]
-    results.save(graded, [path], small, tmp_path/"out")
+    results.save(graded, submissions.people([("ada.ipynb", path)]), small, tmp_path/"out")
     rows = list(csv.DictReader(io.StringIO((tmp_path/"out/answers.csv").read_text(encoding="utf-8"))))
     assert [r["Question"] for r in rows] == ["how-many", "same-mistake", "weighted"]
     assert rows[0]["Answer"].startswith("From 1 to 5.\n") and rows[1]["Answer"] == "'=1+1" and rows[2]["Answer"] == ""
     assert {r["Student"] for r in rows} == {"ada"} and [r["Of"] for r in rows] == ["2", "1", "3"]
-    assert (tmp_path/"out/grades.csv").read_text(encoding="utf-8").splitlines()[1] == "ada,,,,,2"
+    assert (tmp_path/"out/canvas.csv").read_text(encoding="utf-8").splitlines()[2] == "ada,,,,,2"
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"cells": 3}', b'{"cells": [3]}',
                                  b'{"cells": [{"cell_type": "markdown"}]}'])

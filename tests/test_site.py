@@ -5,7 +5,7 @@ import pytest
 import yaml
 from conftest import ROOT, write_notebook
 from slmkit.core.settings import KitError
-from slmkit.run.notebooks import notebooks
+from slmkit.run.notebooks import TECHNIQUES, notebooks
 from slmkit.site.build import build, chosen, ready
 from slmkit.site.stage import address, stage
 
@@ -68,6 +68,25 @@ def test_pages_that_call_the_library_are_run(project, tmp_path):
     assert "- claims: none" in text and "The ledger has no verdict on" in text and "<!--" not in text
     with_title(write_notebook(project/"nbs/index.ipynb", "1/0", parameters=None), "# Mine\n> For me.")
     with pytest.raises(KitError, match="index.*ZeroDivisionError"): stage(project, tmp_path/"src")
+
+def test_the_index_knows_a_lesson_by_the_names_of_the_field(project, tmp_path):
+    said = dict(techniques={"infer/copies": dict(also=["prompt, lookup", "n-grams"])})
+    (project/"nbs/techniques.yml").write_text(yaml.safe_dump(said), encoding="utf-8")
+    stage(project, tmp_path/"src")
+    text = (tmp_path/"src/infer/copies.ipynb").read_text(encoding="utf-8")
+    assert "```{index} ! Copies, ! prompt lookup, ! n-grams" in text
+    scorer = re.search(r"\^\(([\w|]+)\)", (ROOT/"slmkit/site/scorer.js").read_text(encoding="utf-8"))
+    assert scorer[1].split("|") == TECHNIQUES
+
+def test_colab_is_offered_where_the_notebook_installs_slmkit(project, tmp_path):
+    page = lambda: (tmp_path/"src/infer/copies.ipynb").read_text(encoding="utf-8")
+    stage(project, tmp_path/"src")
+    assert "Open in Colab" not in page()
+    nb = json.loads((project/"nbs/infer/copies.ipynb").read_text(encoding="utf-8"))
+    nb["cells"].insert(1, dict(nb["cells"][-1], id="x1", source="#| hide\nimportlib.util.find_spec('slmkit')"))
+    (project/"nbs/infer/copies.ipynb").write_text(json.dumps(nb), encoding="utf-8")
+    stage(project, tmp_path/"src")
+    assert "Open in Colab" in page()
 
 def test_staging_again_writes_what_changed_and_forgets_what_is_gone(project, tmp_path):
     stage(project, tmp_path/"src")
@@ -148,7 +167,8 @@ def test_a_browser_finds_nothing_amiss(site):
         page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
-        for name in "index distill/step_by_step field ledger labs zoo techniques reference/slmkit.core.zoo".split():
+        shown = "index distill/step_by_step field ledger labs zoo techniques which reference/slmkit.core.zoo"
+        for name in shown.split():
             page.goto(f"{base}/{name}.html")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name}: wider than the screen"
         page.goto(f"{base}/field.html?q=distilling+step-by-step+outperforming")
@@ -158,6 +178,13 @@ def test_a_browser_finds_nothing_amiss(site):
         page.keyboard.press("Enter")
         page.locator("#search-results a", has_text="Distilling step by step").first.click()
         page.wait_for_url("**/step_by_step.html*")
+        asked = {"speculative decoding": "copy_speculation", "pruning": "compress/", "quantisation": "weight_only",
+                 "chain of thought": "step_templates", "kv cache": "infer/", "lora": "adapt/"}
+        for words, lesson in asked.items():
+            page.goto(f"{base}/search.html?q={words.replace(' ', '+')}")
+            first = page.locator("#search-results li a").first
+            first.wait_for()
+            if lesson not in first.get_attribute("href"): wrong.append(f"{words}: {first.get_attribute('href')}")
     assert wrong == []
 
 def test_notebooks_hold_no_syntax_of_quarto_or_sphinx():

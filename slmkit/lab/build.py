@@ -108,7 +108,8 @@ has to be there or be an argument. The tests you see are not all: the grader run
 compares with the right answer."""
 READ = "Your instructor reads the questions: write into the cell that follows each, and leave its first line as it is."
 SETUP = ("import importlib.util, subprocess, sys; importlib.util.find_spec('slmkit') or "
-         "subprocess.check_call([sys.executable, '-m', 'pip', 'install', '-q', 'slmkit=={version}'])  # may run twice")
+         "subprocess.check_call([sys.executable, '-m', 'pip', 'install', '-q', "
+         "'https://github.com/slmkit/slmkit/archive/refs/tags/v{version}.tar.gz'])  # may run twice")
 
 # %% ../../nbs/lab/build.ipynb #3c004f5c
 def opening(lab, place): # Lab, of `place_of_labs`
@@ -161,7 +162,7 @@ def body(lab, kind, outputs, run=False): # student | solution, of `expected`, ru
         marks = directives(s) if t == "code" else {}
         if marks.keys() & NOT_SHOWN or i == 0 and t == "markdown": continue
         if i in at: s = stub(at[i]) if kind == "student" else fill(at[i])
-        if "test" in marks: s = "# test: runs without an error when your function is right\n" + s
+        if "test" in marks: s = f"# test: runs without an error when your function is right\n{s.rstrip()}\nprint('passed')"
         if i in before: out.append(("markdown", before[i]))
         kept = (t, s if {"slow", "cuda", "real", "needs"} & set(marks) else bare(s) if t == "code" else s)
         out += questions.get(i) or [kept]

@@ -279,7 +279,8 @@ def start_server(self: Sandbox, other, args): # the server's end of the socket, 
     "Start the server on the copy of slmkit that is in use here, whatever else is installed."
     args = [str(Path(slmkit.__path__[0]).parent), other.fileno(), *args]
     self.process = subprocess.Popen([sys.executable, "-c", SERVER, json.dumps(args)], cwd=self.folder.name,
-        env=ENV | dict(PATH="/usr/bin:/bin", LC_ALL="C.UTF-8"), pass_fds=[other.fileno()], stdin=subprocess.DEVNULL)
+        env=ENV | dict(PATH="/usr/bin:/bin", LC_ALL="C.UTF-8"), pass_fds=[other.fileno()], stdin=subprocess.DEVNULL,
+        start_new_session=True)  # Ctrl-C reaches the grader alone: no student's code is broken off by it
     other.close()
 
 # %% ../../nbs/lab/sandbox.ipynb #ea39b2ad

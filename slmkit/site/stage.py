@@ -8,8 +8,8 @@ Docs: https://slmkit.github.io/slmkit/site/stage.html.md"""
 __all__ = ['KEPT', 'LONG', 'HIDDEN', 'CALLING', 'REPOSITORY', 'address', 'is_lesson', 'text', 'library', 'code', 'markdown',
            'only_imports', 'fold_of', 'exercise_cells', 'question_cell', 'staged_cell', 'run_page', 'run_technique',
            'with_outputs', 'module_of', 'links', 'staged', 'plain_text', 'toctree', 'family_page', 'contents', 'Stage',
-           'measured_in', 'head', 'stage_reference', 'stage_assets', 'stage_lists', 'stage_notebook',
-           'in_reading_order', 'rows_in_order', 'stage', 'for_quarto', 'ForReaders']
+           'measured_in', 'other_names', 'head', 'stage_reference', 'stage_assets', 'stage_lists', 'stage_notebook',
+           'in_reading_order', 'stage', 'for_quarto', 'ForReaders']
 
 # %% ../../nbs/site/stage.ipynb #1853fd63
 import ast, json, re, tempfile
@@ -19,13 +19,12 @@ from ..core.settings import KitError, directives, kit_settings, package_folder, 
 from ..files import write
 from ..lab.lab import ANSWER, KINDS, exercises_of, questions_of, stub
 from ..project.page import is_live, live_words
-from ..project.sync import NAMES
-from ..run.notebooks import (KIT, MARKERS, TECHNIQUES, bare, declared, first_edition, halves, load, notebooks,
+from ..project.front import filled
+from ..project.guide import NAMES, known as known_lessons, rows_in_order
+from ..run.notebooks import (KIT, MARKERS, TECHNIQUES, bare, first_edition, halves, load, notebooks,
                                   project, record_name, reproductions, title)
 from .evidence import evidence
 from .reference import documented, module_page, signature
-from ..verdicts.figure import filled
-from ..verdicts.table import rows as verdict_rows
 
 # %% ../../nbs/site/stage.ipynb #4ac25167
 def address(name): # of a notebook below nbs/
@@ -118,7 +117,7 @@ def staged_cell(c, lesson, known): # a cell, whether it is of a technique's note
     return [cell]
 
 # %% ../../nbs/site/stage.ipynb #96c15d3e
-CALLING = ["index", "techniques", "field", "ledger", "labs", "zoo"]
+CALLING = ["index", "techniques", "which", "field", "ledger", "labs", "zoo"]
 def run_page(nb, name, root): # notebook as a dict, its name for messages, the project, where it runs
     "The notebook with what the ledger says in its texts, and with its cells' outputs."
     from execnb.shell import CaptureShell
@@ -169,7 +168,8 @@ def links(
     if repo:
         place = f"{repo.removeprefix('https://github.com/')}/blob/main/nbs/{name}"
         out.append(f"[Notebook](https://github.com/{place})")
-        if is_lesson(name): out.append(f"[Open in Colab](https://colab.research.google.com/github/{place})")
+        if is_lesson(name) and "find_spec" in json.dumps(nb["cells"]):  # the cell that installs slmkit
+            out.append(f"[Open in Colab](https://colab.research.google.com/github/{place})")
     return " · ".join(out)
 
 # %% ../../nbs/site/stage.ipynb #d90cb456
@@ -222,7 +222,7 @@ def contents(names): # of all staged notebooks, in order
 class Stage:
     "Writes staged files into a folder and forgets the old ones."
     def __init__(self, folder, root):
-        self.folder, self.root, self.names = Path(folder), Path(root), set()
+        self.folder, self.root, self.names, self.lessons = Path(folder), Path(root), set(), known_lessons(root)
     def put(self, name, content):
         self.names.add(name)
         write(self.folder/name, content)
@@ -243,11 +243,19 @@ def measured_in(lesson, pages): # path of a notebook, staged name -> (title, sen
     links = [f"[{pages[f'{lesson.parent.name}/{n}.ipynb'][0]}]({n}.ipynb)" for n in names]
     return f"Its claims, and what was measured: {', '.join(links)}\n\n{toctree(names)}"
 
+# %% ../../nbs/site/stage.ipynb #0a1b7c01
+def other_names(f): # of `known_lessons`, None where it is no lesson
+    "Entries of the index, which the search ranks first: the names by which the field knows a technique."
+    if not f: return ""
+    names = [re.sub("[,;:]", "", n) for n in dict.fromkeys([f["name"], *f["also"]])]
+    return "```{index} " + ", ".join(f"! {n}" for n in names) + "\n```"
+
 # %% ../../nbs/site/stage.ipynb #4d3d7e33
 def head(s, nb, name, rows, pages): # Stage, notebook, its name below nbs/, rows of the verdict table, as `measured_in`
     "What stands under a notebook's title: links; for a technique its command, and what was measured or where."
     out, path = [links(nb, name, kit_settings(s.root).get("repository", REPOSITORY))], Path(s.root, "nbs", name)
     if not is_lesson(name): return out[0]
+    out += filter(None, [other_names(s.lessons.get(f"{path.parent.name}/{path.stem}"))])
     if halves(path)[1] is None and reproductions(path): return "\n\n".join([*out, measured_in(path, pages)])
     technique = record_name(path)
     out.append(f"```\nslmkit run {technique} --profile cpu\n```")
@@ -293,12 +301,6 @@ def in_reading_order(root): # the project
     number = lambda n: int((re.search(r"/(\d+)_", n) or [0, 0])[1])
     found = {p.relative_to(Path(root, "nbs")).as_posix(): p for p in notebooks(root)}
     return {n: found[n] for n in sorted(found, key=number)}
-
-# %% ../../nbs/site/stage.ipynb #75bd058e
-def rows_in_order(root): # the project
-    "The rows of the verdict table, claims as their notebooks declare them."
-    order = {(c["technique"], c["name"]): i for i, c in enumerate(declared(root))}
-    return sorted(verdict_rows(root), key=lambda r: order.get((r["technique"], r["claim"]), len(order)))
 
 # %% ../../nbs/site/stage.ipynb #04e9a95b
 def stage(
