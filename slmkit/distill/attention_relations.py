@@ -6,10 +6,10 @@ Docs: https://slmkit.github.io/slmkit/distill/attention_relations.html.md"""
 
 # %% auto #0
 __all__ = ['NAMES', 'narrow_student', 'hidden_states', 'with_linear_maps', 'hidden_loss', 'split_heads', 'qkv_layers', 'qkv',
-           'relation', 'relation_loss', 'minilm_loss', 'permuted_weights', 'classifier', 'shallow_student',
-           'sentence_embeddings', 'embedding_loss', 'embed']
+           'relation', 'relation_loss', 'minilm_loss', 'unlabelled_texts', 'permuted_weights', 'classifier',
+           'shallow_student', 'sentence_embeddings', 'embedding_loss', 'embed']
 
-# %% ../../nbs/distill/attention_relations.ipynb #8b15229d
+# %% ../../nbs/distill/attention_relations.ipynb #23b0035d
 import copy, random
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch.nn.functional import mse_loss, normalize
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 from ..core.fit import batches_by_length, encode_texts
 from ..core.settings import KitError, seed_everything
+from ..toyland.documents.sample import text
 
 # %% ../../nbs/distill/attention_relations.ipynb #53982ebb
 def narrow_student(
@@ -37,7 +38,7 @@ def narrow_student(
                         hidden_dropout_prob=0., attention_probs_dropout_prob=0., attn_implementation="eager")
     return BertForMaskedLM(config).to(teacher.device).eval()
 
-# %% ../../nbs/distill/attention_relations.ipynb #7c3bc3b6
+# %% ../../nbs/distill/attention_relations.ipynb #1d5486ca
 def hidden_states(model, batch):
     "Embeddings and what each layer gives: a tuple of float[rows, length, width]."
     return model.base_model(batch["input_ids"], batch["attention_mask"], output_hidden_states=True).hidden_states
@@ -49,7 +50,6 @@ def with_linear_maps(student, teacher):
     student.maps = nn.ModuleList(maps).to(student.device)
     return student
 
-# %% ../../nbs/distill/attention_relations.ipynb #137edb7c
 def hidden_loss(teacher):
     "Loss of (student, batch): mean squared error of the hidden states, mean over layers; layers are spread evenly."
     def loss(model, batch):
@@ -70,7 +70,7 @@ def split_heads(
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-# %% ../../nbs/distill/attention_relations.ipynb #9828eab0
+# %% ../../nbs/distill/attention_relations.ipynb #ace837ea
 NAMES = ("query", "key", "value"), ("q_lin", "k_lin", "v_lin")  # as BERT and its kin call them, and as DistilBERT does
 def qkv_layers(model):
     "The modules that make queries, keys and values, a list of three a layer. KitError where none are known."
@@ -80,7 +80,6 @@ def qkv_layers(model):
     raise KitError(f"attention_relations: no place is known where a {model.config.model_type} makes its queries, keys "
                    "and values: give a BERT, RoBERTa, ELECTRA or DistilBERT")
 
-# %% ../../nbs/distill/attention_relations.ipynb #ec0332aa
 def qkv(
     model, batch, # encoder; input_ids and attention_mask, int64[rows, length]
     layer=-1,     # which layer
@@ -113,7 +112,7 @@ def relation_loss(
     return gaps[mask == 1].mean()
 
 
-# %% ../../nbs/distill/attention_relations.ipynb #ab0caaf0
+# %% ../../nbs/distill/attention_relations.ipynb #3cde5bff
 def minilm_loss(
     teacher,     # whose attention is copied
     values=None, # whose value relation: a model, mostly the teacher again; None = no value relation
@@ -130,7 +129,15 @@ def minilm_loss(
         return out + relation_loss(relation(tv, tv, mask), relation(v, v, mask), mask)
     return loss
 
-# %% ../../nbs/distill/attention_relations.ipynb #8a9913ce
+def unlabelled_texts(
+    tokenizer,       # of the teacher
+    n, length, seed, # of texts, of words a text at most; which texts
+):
+    "Rows of texts of Toyland that are read while a student copies."
+    rng = random.Random(seed)
+    return encode_texts(tokenizer, [text(rng, length) for _ in range(n)], length + 2)
+
+# %% ../../nbs/distill/attention_relations.ipynb #b5cfc54f
 @torch.no_grad()
 def permuted_weights(model, seed):
     "A copy in which the numbers of every parameter have changed places."
@@ -138,7 +145,6 @@ def permuted_weights(model, seed):
     for p in out.parameters(): p.copy_(p.flatten()[torch.randperm(p.numel(), generator=g).to(p.device)].view_as(p))
     return out.eval()
 
-# %% ../../nbs/distill/attention_relations.ipynb #16c6caee
 def classifier(
     student, # a BertForMaskedLM
     labels,  # how many
