@@ -117,7 +117,7 @@ def staged_cell(c, lesson, known): # a cell, whether it is of a technique's note
     return [cell]
 
 # %% ../../nbs/site/stage.ipynb #96c15d3e
-CALLING = ["index", "techniques", "which", "field", "ledger", "labs", "zoo"]
+CALLING = ["index", "techniques", "which", "field", "ledger", "labs", "courses", "zoo"]
 def run_page(nb, name, root): # notebook as a dict, its name for messages, the project, where it runs
     "The notebook with what the ledger says in its texts, and with its cells' outputs."
     from execnb.shell import CaptureShell
