@@ -5,7 +5,7 @@ import pytest
 import yaml
 from conftest import ROOT, write_notebook
 from slmkit.core.settings import KitError
-from slmkit.run.notebooks import TECHNIQUES, notebooks
+from slmkit.run.notebooks import notebooks
 from slmkit.site.build import build, chosen, ready
 from slmkit.site.stage import address, stage
 
@@ -69,14 +69,14 @@ def test_pages_that_call_the_library_are_run(project, tmp_path):
     with_title(write_notebook(project/"nbs/index.ipynb", "1/0", parameters=None), "# Mine\n> For me.")
     with pytest.raises(KitError, match="index.*ZeroDivisionError"): stage(project, tmp_path/"src")
 
-def test_the_index_knows_a_lesson_by_the_names_of_the_field(project, tmp_path):
-    said = dict(techniques={"infer/copies": dict(also=["prompt, lookup", "n-grams"])})
+def test_the_search_knows_a_lesson_by_the_names_of_the_field(project, tmp_path):
+    said = dict(techniques={"infer/copies": dict(also=["Prompt lookup", "n-grams"])})
     (project/"nbs/techniques.yml").write_text(yaml.safe_dump(said), encoding="utf-8")
     stage(project, tmp_path/"src")
-    text = (tmp_path/"src/infer/copies.ipynb").read_text(encoding="utf-8")
-    assert "```{index} ! Copies, ! prompt lookup, ! n-grams" in text
-    scorer = re.search(r"\^\(([\w|]+)\)", (ROOT/"slmkit/site/scorer.js").read_text(encoding="utf-8"))
-    assert scorer[1].split("|") == TECHNIQUES
+    assert "*Also called: Prompt lookup, n-grams.*" in (tmp_path/"src/infer/copies.ipynb").read_text(encoding="utf-8")
+    scorer = (tmp_path/"src/scorer.js").read_text(encoding="utf-8")
+    assert '{"infer/copies": ["copies", "prompt lookup", "n-grams"]}' in scorer
+    assert "html_search_scorer" in (tmp_path/"src/conf.py").read_text(encoding="utf-8")
 
 def test_colab_is_offered_where_the_notebook_installs_slmkit(project, tmp_path):
     page = lambda: (tmp_path/"src/infer/copies.ipynb").read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ def test_a_browser_finds_nothing_amiss(site):
         page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
-        shown = "index distill/step_by_step field ledger labs zoo techniques which reference/slmkit.core.zoo"
+        shown = "index distill/step_by_step field ledger labs zoo techniques which courses reference/slmkit.core.zoo"
         for name in shown.split():
             page.goto(f"{base}/{name}.html")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name}: wider than the screen"
@@ -179,7 +179,7 @@ def test_a_browser_finds_nothing_amiss(site):
         page.locator("#search-results a", has_text="Distilling step by step").first.click()
         page.wait_for_url("**/step_by_step.html*")
         asked = {"speculative decoding": "copy_speculation", "pruning": "compress/", "quantisation": "weight_only",
-                 "chain of thought": "step_templates", "kv cache": "infer/", "lora": "adapt/"}
+                 "chain of thought": "reason/", "kv cache": "infer/", "qlora": "low_rank", "gptq": "weight_only"}
         for words, lesson in asked.items():
             page.goto(f"{base}/search.html?q={words.replace(' ', '+')}")
             first = page.locator("#search-results li a").first

@@ -32,7 +32,7 @@ def report(results, say):
     "Say what everybody got. Raises KitError where the grader failed on a submission."
     for r in results:
         problems = {x["problem"] for x in r["exercises"]}
-        shared = f"  ({problems.pop()})" if len(problems) == 1 and None not in problems else ""  # not a notebook, for one
+        shared = f"  ({problems.pop()})" if len(problems) == 1 and None not in problems else ""  # it is no notebook
         points = "  none" if r["points"] is None else f"{r['points']:6g}"
         said = f"  ({r['note']})" if r.get("note") else ""
         say(f"{points} of {r['of']:g}  {r['key'] or r['student']}{shared}{said}")

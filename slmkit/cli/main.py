@@ -14,7 +14,7 @@ import slmkit
 from ..core.settings import KitError
 
 # %% ../../nbs/cli/main.ipynb #b18a6b9a
-GROUPS = "run tune start report ledger field lab data answers zoo project site bench".split()
+GROUPS = "run tune start report ledger field lab course data answers zoo project site bench".split()
 MODULES = [f"slmkit.cli.{m}" for m in GROUPS]
 
 # %% ../../nbs/cli/main.ipynb #e7a15787

@@ -189,7 +189,7 @@ def grade_bytes(sandbox, lab, drawn, raw, slot=0, only=None): # as for `grade_ex
     return total(lab, [grade_exercise(sandbox, lab, e, drawn[e.name], raw, slot) for e in wanted])
 
 # %% ../../nbs/lab/grade.ipynb #82458197
-BIG, LARGEST = 20 << 20, 1 << 30  # bytes: a notebook beyond the one goes without its outputs, beyond the other not at all
+BIG, LARGEST = 20 << 20, 1 << 30  # bytes: beyond the one a notebook goes without outputs, beyond the other not at all
 def contents(path): # of a notebook
     "Its bytes, of a large one without outputs and attachments. KitError where it is too large even so."
     size = path.stat().st_size
@@ -214,6 +214,8 @@ def result_of(lab, asked): # Lab; a future, or None where there is no notebook
     "What became of a submission."
     if not asked: return nothing(lab, missing="nothing to grade")
     return nothing(lab, ungraded="stopped before it was graded") if asked.cancelled() else asked.result()
+
+# %% ../../nbs/lab/grade.ipynb #0a1b7c21
 def check_sandbox(sandbox, lab, drawn):
     "Grade the lab's own solution. Raises SandboxFailed where it lacks points: nobody's points would mean anything."
     cells = [dict(cell_type="code", source=fill(e)) for e in lab.exercises]
@@ -227,7 +229,7 @@ def grade(
     sandbox, # Sandbox
     jobs=2,  # children at once
 ):
-    "Grade files in parallel; results in the order of the paths. The lab's own solution goes first. Ctrl-C ends it early."
+    "Grade files in parallel, the lab's own solution first; results in the order of the paths. Ctrl-C keeps what is done."
     drawn, slots = all_cases(lab, seed), queue.Queue()
     check_sandbox(sandbox, lab, drawn)
     for i in range(jobs): slots.put(i)

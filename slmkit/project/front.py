@@ -105,8 +105,8 @@ def badges(root): # the project
     "Name -> value of what stands under the title, each read from a file of the project."
     made = tomllib.loads(Path(root, "pyproject.toml").read_text(encoding="utf-8"))["project"]
     judged = sum(r["outcome"] != "never run" for r in rows_in_order(root))
-    return {"techniques": len(known(root)), "claims judged": judged, "Python": made["requires-python"].strip(">=") + "+",
-            "licence": made["license"]}
+    python = made["requires-python"].strip(">=") + "+"
+    return {"techniques": len(known(root)), "claims judged": judged, "Python": python, "licence": made["license"]}
 
 # %% ../../nbs/project/front.ipynb #8c9c0413
 LETTER, HIGH = 7, 22 # pixels

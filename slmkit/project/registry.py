@@ -159,7 +159,7 @@ def field_rows(
 # %% ../../nbs/project/registry.ipynb #79da9027
 def search(
     works, # of `field_rows`
-    words="", # all must occur in title, slug, authors or a text
+    words="", # all must begin a word of title, slug, authors or a text
     **exact, # family, type, topic, tier, outcome
 ):
     "The works that pass. KitError with the nearest value where no work has a given one."
@@ -170,7 +170,7 @@ def search(
         if v not in there: raise KitError(f"field: no {k} {v!r}{nearest(v, there)}")
     text = lambda w: " ".join([w["title"], w["slug"], *(w["authors"] or ()), *(w[k] for k in TEXTS), w["reproduction"]])
     return [w for w in works if all(v in value(w, k) for k, v in wanted.items())
-            and all(x in text(w).lower() for x in words.lower().split())]
+            and all(re.search(rf"\b{re.escape(x)}", text(w).lower()) for x in words.lower().split())]
 
 # %% ../../nbs/project/registry.ipynb #4e7d2cdc
 def found_text(r): # a result of `field_rows`

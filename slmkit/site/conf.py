@@ -8,12 +8,12 @@ Docs: https://slmkit.github.io/slmkit/site/conf.html.md"""
 __all__ = ['project', 'html_title', 'language', 'root_doc', 'extensions', 'exclude_patterns', 'nb_execution_mode',
            'nb_merge_streams', 'nb_ipywidgets_js', 'myst_enable_extensions', 'myst_heading_anchors',
            'myst_update_mathjax', 'suppress_warnings', 'highlight_language', 'html_theme', 'html_static_path',
-           'html_extra_path', 'html_css_files', 'html_js_files', 'html_search_scorer', 'html_show_search_summary',
-           'html_show_sphinx', 'html_show_copyright', 'html_copy_source', 'python_maximum_signature_line_length',
-           'add_module_names', 'toc_object_entries', 'html_math_renderer', 'mathml', 'visitor', 'setup']
+           'html_extra_path', 'html_css_files', 'html_js_files', 'html_show_search_summary', 'html_show_sphinx',
+           'html_show_copyright', 'html_copy_source', 'python_maximum_signature_line_length', 'add_module_names',
+           'toc_object_entries', 'html_math_renderer', 'mathml', 'visitor', 'setup']
 
 # %% ../../nbs/site/conf.ipynb #cfdfdf4b
-from ..core.settings import KitError, package_folder
+from ..core.settings import KitError
 
 # %% ../../nbs/site/conf.ipynb #65ffc6f9
 project, html_title, language, root_doc = "slmkit", "slmkit", "en", "index"
@@ -37,7 +37,6 @@ highlight_language = "none"
 html_theme = "furo"
 html_static_path, html_extra_path = ["_static"], ["extra"]
 html_css_files, html_js_files = ["site.css"], ["table.js"]
-html_search_scorer = str(package_folder()/"site/scorer.js")
 
 # %% ../../nbs/site/conf.ipynb #7c9d05f6
 html_show_search_summary = False
