@@ -150,7 +150,7 @@ def test_the_tuning_file_of_this_model_and_data_counts(tmp_path, monkeypatch):
 # ---- the project's own notebooks
 
 def test_flagship_s_closure():
-    _, parts = hashes_and_parts(ROOT/"nbs/distill/step_by_step.ipynb", dict(profile="cpu"))
+    _, parts = hashes_and_parts(ROOT/"nbs/distill/step_by_step_repro.ipynb", dict(profile="cpu"))
     assert {"slmkit.toyland.tasks.stories", "slmkit.core.fit"} <= set(parts)
     rooms = {p.split(".")[1] for p in parts if p.startswith("slmkit.")}
     assert not rooms & {"run", "verdicts", "cli", "site", "lab", "project", "reason"}
