@@ -1,13 +1,15 @@
 """Offline logits: the store's bytes, its refusals, the losses against torch, ECE against torchmetrics, temperatures,
-a tiny checkpoint."""
-import json, math
+label smoothing, a tiny checkpoint."""
+import math, random
 import numpy as np, pytest, torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
 from conftest import ROOT, executed_in
-from slmkit.core.fit import batches, fit
+from slmkit.core.fit import batches, encode_causal, fit
 from slmkit.core.settings import KitError
-from slmkit.distill.offline_logits import (NEVER, Store, answered, asked, best_temperature, bucket_loss, bucket_nll,
-    buckets, ece, fingerprint, id_type, packed, recalibrated, store_loss, write_store)
+from slmkit.distill.offline_logits import (NEVER, all_logits, answer_places, best_temperature, bucket_loss, bucket_nll,
+    buckets, ece, epsilon_for, first_layers, first_tokens, judged, load_store, of_answers, question_rows, recalibrated,
+    save_store, smoothed_loss, split)
 
 def z(n=7, vocab=11, seed=0, scale=2., dtype=torch.float32):
     return torch.randn(n, vocab, generator=torch.Generator().manual_seed(seed),
@@ -66,79 +68,52 @@ def test_a_very_sure_model_has_finite_loss_and_gradient():
 # ---- the store
 
 @pytest.fixture
-def store(tmp_path): return write_store(tmp_path/"deep/store", z(50, 300).split(16), 4, "abc")
+def path(tmp_path): return save_store(tmp_path/"deep/store.safetensors", z(50, 300), 4)
 
-def test_a_store_reads_back_what_was_written(store):
+def test_a_store_reads_back_what_was_written(path):
     logits = z(50, 300)
-    ids, target = store[:]
-    assert len(store) == 50
+    ids, target = load_store(path)
     assert torch.equal(ids, logits.topk(4).indices)
-    assert ids.dtype == torch.int64
-    assert target.dtype == torch.float32
+    assert ids.dtype == torch.int64 and target.dtype == torch.float32
     want = buckets(logits, ids)
     # 11 bits of float16, and the sum brought back to one
     assert ((target - want).abs() <= 2**-10*want.abs().clamp(min=1)).all()
     assert torch.allclose(target.exp().sum(-1), torch.ones(50), atol=1e-6)
-    at = torch.tensor([[3, 49], [3, 0]])
-    assert torch.equal(store[at][0], ids[at]) and torch.equal(store[at][1], target[at])
 
-def test_bytes_and_header(store):
-    sizes = {p.name: p.stat().st_size for p in store.folder.iterdir()}
-    assert sizes["ids.bin"] == 50*4*2
-    assert sizes["logs.bin"] == 50*5*2
-    assert set(sizes) == {"ids.bin", "logs.bin", "header.json"}
-    header = json.loads((store.folder/"header.json").read_text(encoding="utf-8"))
-    assert header == dict(tokens=50, k=4, vocab=300, teacher="abc")
-    assert isinstance(store.ids, np.memmap) and isinstance(store.logs, np.memmap)  # on disk, not in memory
-    assert (id_type(2**16), id_type(2**16 + 1)) == ("<u2", "<u4")
+def test_bytes_of_a_store(path):
+    kept = load_file(path)
+    assert {name: (x.dtype, x.shape) for name, x in kept.items()} == dict(
+        ids=(np.dtype("uint16"), (50, 4)), logs=(np.dtype("float16"), (50, 5)))
+    assert path.stat().st_size < 50*(4*2 + 5*2) + 300  # and a short header
 
 def test_large_vocabularies_keep_their_ids(tmp_path):
     logits = torch.zeros(2, 70_000)
     logits[0, 69_999] = logits[1, 65_536] = 9.
-    s = write_store(tmp_path/"s", [logits], 1)
-    assert s[:][0].tolist() == [[69_999], [65_536]] and (s.folder/"ids.bin").stat().st_size == 8
+    path = save_store(tmp_path/"s.safetensors", logits, 1)
+    assert load_store(path)[0].tolist() == [[69_999], [65_536]]
+    assert load_file(path)["ids"].dtype == np.uint32
 
 def test_all_tokens_stored_err_by_sixteen_bits_only(tmp_path):
     t, s = z(40, 30, 1), z(40, 30, 2)
-    ids, target = write_store(tmp_path/"s", [t], 30)[:]
+    ids, target = load_store(save_store(tmp_path/"s.safetensors", t, 30))
     dense = F.kl_div(s.log_softmax(-1), t.softmax(-1), reduction="batchmean").item()
     assert bucket_loss(s, ids, target).item() == pytest.approx(dense, rel=1e-3) and (target[:, -1] < NEVER + 10).all()
 
 def test_a_store_is_whole_or_not_there(tmp_path):
-    def broken():
-        yield z(5)
-        raise RuntimeError("the power went")
-    with pytest.raises(RuntimeError): write_store(tmp_path/"s", broken(), 2)
-    with pytest.raises(KitError, match="not all finite"): write_store(tmp_path/"s", [z(5), z(5)*math.nan], 2)
-    with pytest.raises(KitError, match="no logits came"): write_store(tmp_path/"s", [], 2)
+    with pytest.raises(KitError, match="not all finite"): save_store(tmp_path/"s", z(5)*math.nan, 2)
+    for k in (0, 12):
+        with pytest.raises(KitError, match=f"k={k} is not in 1 to 11"): save_store(tmp_path/"s", z(), k)
     assert list(tmp_path.iterdir()) == []
-    write_store(tmp_path/"s", [z(5)], 2)
-    with pytest.raises(KitError, match="is there already"): write_store(tmp_path/"s", [z(5)], 2)
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
-@pytest.mark.parametrize("k", [0, 12])
-def test_k_out_of_range(k):
-    with pytest.raises(KitError, match=f"k={k} is not in 1 to 11"): packed(z(), k)
-
-def cut(p): p.write_bytes(p.read_bytes()[:-3])
 @pytest.mark.parametrize("harm,said", [
-    (lambda f: cut(f/"ids.bin"), "ids.bin has 397 bytes where its header says 400"),
-    (lambda f: cut(f/"logs.bin"), "logs.bin has 497 bytes where its header says 500"),
-    (lambda f: (f/"logs.bin").unlink(), "logs.bin has 0 bytes"),
-    (lambda f: (f/"header.json").unlink(), "no store at"),
-    (lambda f: cut(f/"header.json"), "header.json is damaged"),
-    (lambda f: (f/"header.json").write_text('{"tokens": 50}', encoding="utf-8"), "header.json is damaged"),
-    (lambda f: (f/"header.json").write_text("[]", encoding="utf-8"), "header.json is damaged")])
-def test_damaged_stores_are_refused_in_one_line(store, harm, said):
-    harm(store.folder)
-    with pytest.raises(KitError) as e: Store(store.folder)
-    assert said in str(e.value) and "\n" not in str(e.value)
-
-def test_a_store_of_another_teacher_or_vocabulary_is_refused(store):
-    assert len(Store(store.folder, "abc", 300)) == 50
-    with pytest.raises(KitError, match="has teacher abc, not xyz"): Store(store.folder, "xyz")
-    with pytest.raises(KitError, match="has vocab 300, not 301"): Store(store.folder, vocab=301)
-    with pytest.raises(KitError, match="has 50 rows, not row"): store[[3, 50]]
+    (lambda p: p.write_bytes(p.read_bytes()[:-3]), "can't be read"),
+    (lambda p: p.write_bytes(b""), "can't be read"),
+    (lambda p: p.unlink(), "can't be read"),
+    (lambda p: save_file(dict(ids=np.zeros((2, 2))), p), "holds no ids and logs")])
+def test_damaged_stores_are_refused_in_one_line(path, harm, said):
+    harm(path)
+    with pytest.raises(KitError) as e: load_store(path)
+    assert said in str(e.value) and path.name in str(e.value) and "\n" not in str(e.value)
 
 # ---- calibration
 
@@ -158,8 +133,8 @@ def test_ece_equals_torchmetrics():
 def test_ece_by_hand():
     confidence, right = torch.rand(500, generator=torch.Generator().manual_seed(0)), torch.arange(500) % 3 > 0
     brute = 0.
-    for b in range(15):
-        here = (confidence >= b/15) & (confidence < (b + 1)/15)
+    for b in range(10):
+        here = (confidence >= b/10) & (confidence < (b + 1)/10)
         if here.any(): brute += here.float().mean()*(right[here].float().mean() - confidence[here].mean()).abs()
     assert ece(confidence, right) == pytest.approx(brute.item(), abs=1e-5)
 
@@ -180,6 +155,33 @@ def test_with_all_tokens_the_best_temperature_is_that_of_dense_logits():
     assert bucket_nll(ids, buckets(logits, ids), words).item() == pytest.approx(F.cross_entropy(logits, words).item(),
         rel=1e-5)
 
+def test_judged_is_accuracy_confidence_and_their_gap():
+    log_p = torch.tensor([[.8, .2, 0.], [.6, .4, 0.]]).log()
+    found = judged(log_p, torch.tensor([0, 1]))
+    assert found == pytest.approx(dict(accuracy=.5, confidence=.7, ECE=.4, trust=.1), abs=1e-6)
+
+# ---- label smoothing
+
+def test_smoothing_is_torchs_where_the_labels_are_the_vocabulary():
+    logits, words = z(dtype=torch.float64), torch.randint(11, (7,), generator=torch.Generator().manual_seed(0))
+    for e in (0., .1, .7, 1.):
+        want = F.cross_entropy(logits, words, label_smoothing=e)
+        assert torch.allclose(smoothed_loss(logits, words, torch.arange(11), e), want)
+
+def test_smoothing_among_labels_is_cross_entropy_with_that_target():
+    logits, labels = z(dtype=torch.float64), torch.tensor([2, 5, 9])
+    words = labels[torch.tensor([0, 1, 2, 0, 1, 2, 0])]
+    target = torch.zeros_like(logits)
+    target[:, labels] = .3/3
+    target[torch.arange(7), words] += .7
+    assert torch.allclose(smoothed_loss(logits, words, labels, .3), F.cross_entropy(logits, target))
+
+@pytest.mark.parametrize("share,K,want", [(1., 3, 0.), (1/3, 3, 1.), (.65, 3, .525), (.1, 3, 1.)])
+def test_epsilon_leaves_the_label_its_share(share, K, want):
+    e = epsilon_for(share, K)
+    assert e == pytest.approx(want)
+    if share > 1/K: assert 1 - e + e/K == pytest.approx(share)
+
 # ---- with models
 
 @pytest.fixture(scope="module")
@@ -191,75 +193,68 @@ def tiny():
     tok = build_tokenizer()
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), **shape)), tok
 
+TEXTS = ["ana has a box .", "ben sleeps .", "the old dog sees a cat ."]
 def test_questions_have_their_numbers_through_all_rows(tiny):
     _, tok = tiny
-    every, last = asked(tok, ["ana has a box .", "ben sleeps ."], every=True), asked(tok,
-        ["ana has a box .", "ben sleeps ."])
+    every, last = question_rows(tok, TEXTS[:2], every=True), question_rows(tok, TEXTS[:2])
     numbers = [l for r in every for l in r["labels"] if l != -100]
     assert numbers == list(range(len(numbers))) and all(r["labels"][-1] == -100 for r in every)
     assert [[l for l in r["labels"] if l != -100] for r in last] == [[0], [1]]
     assert all(r["labels"][-1] != -100 for r in last)
-    assert len(asked(tok, ["ana "*50], longest=9)[0]["input_ids"]) == 9
+    assert len(question_rows(tok, ["ana "*50], max_length=9)[0]["input_ids"]) == 9
 
-def test_answers_are_the_models_logits_whatever_the_batch(tiny):
+def test_logits_are_the_models_whatever_the_batch(tiny):
     model, tok = tiny
-    rows = asked(tok, ["ana has a box .", "ben sleeps .", "the old dog sees a cat ."], every=True)
+    rows = question_rows(tok, TEXTS, every=True)
     apart = torch.cat([model.eval()(input_ids=torch.tensor([r["input_ids"]])).logits[0, :-1] for r in rows])
-    for size in (1, 2, 64): assert torch.allclose(torch.cat(list(answered(model, rows, 0, size))), apart, atol=1e-5)
+    for size in (1, 2, 64): assert torch.allclose(all_logits(model, tok, rows, size), apart, atol=1e-5)
 
-def test_batches_in_any_order_meet_their_own_targets(tiny, tmp_path):
-    import copy, random
+def test_answer_places_predict_the_answer_and_its_end(tiny):
     model, tok = tiny
-    rows = asked(tok, ["ana has a box .", "ben sleeps .", "the old dog sees a cat ."], every=True)
-    store = write_store(tmp_path/"s", answered(model, rows, 0), 5, fingerprint(model))
-    loss, data = store_loss(store), batches(rows, 2, 0, random.Random(0))
+    rows, plain = answer_places(tok, TEXTS, ["a", "a box", "a cat"]), encode_causal(tok, TEXTS, ["a", "a box", "a cat"])
+    logits, words = all_logits(model, tok, rows, 2), [l for r in plain for l in r["labels"] if l != -100]
+    lost = [model(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]])).loss for r in plain]
+    mean = sum(x.item()*sum(l != -100 for l in r["labels"]) for x, r in zip(lost, plain))/len(words)
+    assert F.cross_entropy(logits, torch.tensor(words)).item() == pytest.approx(mean, rel=1e-5)
+
+def test_batches_in_any_order_meet_their_own_targets(tiny):
+    import copy
+    model, tok = tiny
+    rows = question_rows(tok, TEXTS, every=True)
+    logits = all_logits(model, tok, rows)
+    ids = logits.topk(5).indices
+    loss, data = of_answers(bucket_loss, ids, buckets(logits, ids)), batches(rows, 2, 0, random.Random(0))
     for _ in range(6): assert loss(model, next(data)).item() < 1e-5  # the teacher itself
     other = copy.deepcopy(model)
     with torch.no_grad():
         for p in other.parameters(): p.add_(torch.randn_like(p)*.3)
-    assert fingerprint(other) != fingerprint(model) == store.header["teacher"]
     h = fit(other, loss, data, steps=60, lr=1e-2, progress=False)
     assert np.mean(h.loss[-6:]) < .3*np.mean(h.loss[:6])
 
-# ---- the notebook
+def test_first_layers_are_those_of_the_model(tiny):
+    import copy
+    model, ids = tiny[0], torch.tensor([[5, 6, 7]])
+    want = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
+    cut = first_layers(copy.deepcopy(model), 1)
+    assert cut.config.num_hidden_layers == 1
+    assert torch.allclose(cut(input_ids=ids, output_hidden_states=True).hidden_states[-1], cut.model.norm(want))
 
-def run(tmp_path, pool, name="r", **given):
-    return executed_in(pool, ROOT/"nbs/distill/offline_logits.ipynb", tmp_path, name, **given)
+def test_labels_that_begin_alike_and_too_few_rows_are_refused(tiny):
+    from datasets import Dataset
+    _, tok = tiny
+    assert first_tokens(tok, ["dog", "cat", "dog"])[[0, 2]].unique().numel() == 1
+    with pytest.raises(KitError, match="begin with the same token"): first_tokens(tok, ["old dog", "old cat"])
+    rows = Dataset.from_list([dict(input="ana", label=x) for x in ("dog", "cat", "dog")])
+    (a, _), (b, words) = split(tok, rows, 2, 1)
+    assert len(a) == 2 and b[0]["labels"][-1] == 0 and len(words) == 1
+    with pytest.raises(KitError, match="3 of 4 rows"): split(tok, rows, 3, 1)
 
-@pytest.fixture
-def given(tmp_path, tiny):
-    "Parameters of a run at gpu with a tiny checkpoint and rows of one's own."
-    model, tok = tiny
-    for x in (model, tok): x.save_pretrained(tmp_path/"llama")
-    def make(kinds):
-        rows = [dict(text=f"ana has {i} pears .", kind=kinds[i % 2], split="test" if i % 4 == 0 else "train")
-            for i in range(1400)]
-        (tmp_path/"rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return dict(profile="gpu", model=str(tmp_path/"llama"), data=str(tmp_path/"rows.jsonl"),
-            columns="input=text,label=kind", taught=16, teach=2, n=16, steps=2, k=3, layers=1)
-    return make
+# ---- the reproductions
 
-@pytest.mark.slow
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool, given):
-    e, found = run(tmp_path, torch_pool, **given(("dog", "cat")))
-    assert e["status"] == "ok", e["error"]
-    assert set(found) == {"recalibrated-targets-teach-calibration", "five-tokens-hold-the-mass",
-        "one-token-and-its-tail-suffice", "better-than-cures-without-a-teacher"}
-    r = found["recalibrated-targets-teach-calibration"]
-    assert r["model"].endswith("llama") and r["n_rows"] > 400 and all(math.isfinite(v) for v in r["arms"].values())
-
-def test_labels_that_begin_alike_and_too_few_rows_are_refused(tmp_path, torch_pool, given):
-    e, _ = run(tmp_path, torch_pool, "alike", **given(("old dog", "old cat")))
-    assert e["status"] != "ok" and "begin with the same token" in str(e["error"])
-    e, _ = run(tmp_path, torch_pool, "few", **given(("dog", "cat")) | dict(taught=500))
-    assert e["status"] != "ok" and "of 1516 training rows" in str(e["error"])
-
-def test_gpu_needs_a_folder(tmp_path, torch_pool):
-    e, found = run(tmp_path, torch_pool, profile="gpu")
-    assert e["status"] != "ok" and "needs --model FOLDER" in str(e["error"]) and not found
-
+CLAIMS = {"recalibrated-targets-teach-calibration", "recalibration-beats-more-labels", "label-smoothing-is-as-good",
+          "temperature-scaling-is-as-good"}
 @pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3)[1] for name in ("one", "two"))
-    assert set(one) == {"recalibrated-targets-teach-calibration", "five-tokens-hold-the-mass"}
-    assert {c: r["arms"] for c, r in one.items()} == {c: r["arms"] for c, r in two.items()}
+    path = ROOT/"nbs/distill/offline_logits_repro.ipynb"
+    one, two = (executed_in(torch_pool, path, tmp_path, name, profile="smoke", seed=3)[1] for name in ("one", "two"))
+    assert set(one) == CLAIMS and {c: r["arms"] for c, r in one.items()} == {c: r["arms"] for c, r in two.items()}
