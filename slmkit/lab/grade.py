@@ -222,6 +222,8 @@ def check_sandbox(sandbox, lab, drawn):
     for x in grade_bytes(sandbox, lab, drawn, json.dumps(dict(cells=cells)).encode())["exercises"]:
         said = f"the lab's own {x['function']} gets {x['points']:g} of {x['of']:g} here: {x['problem']}"
         if x["points"] < x["of"]: raise SandboxFailed(f"lab grade: nothing was graded: {said}")
+
+# %% ../../nbs/lab/grade.ipynb #0a1b7c22
 def grade(
     paths,   # of submissions
     lab,     # Lab
@@ -229,7 +231,7 @@ def grade(
     sandbox, # Sandbox
     jobs=2,  # children at once
 ):
-    "Grade files in parallel, the lab's own solution first; results in the order of the paths. Ctrl-C keeps what is done."
+    "Grade files in parallel, the lab's own solution first; results in their order. Ctrl-C keeps what is done."
     drawn, slots = all_cases(lab, seed), queue.Queue()
     check_sandbox(sandbox, lab, drawn)
     for i in range(jobs): slots.put(i)
