@@ -52,7 +52,7 @@ def tuned(
 ):
     "Make a technique's trials; gives the paths of the stored tables. KitError, and none stored, where a run fails."
     place = Path(folder)/"tuning"
-    parts = [(name, tuning_part(path, place/"notebooks")) for name, path in chosen([technique])]
+    parts = [(name, tuning_part(path, place/"notebooks")) for name, path in chosen([technique], profile=profile)]
     runs = plan([(name, path) for name, path in parts if path], profile, [0], **places)
     if not runs: raise KitError(f"{technique}: no cell of it calls tune(...): there is nothing to try")
     with tempfile.TemporaryDirectory() as made:

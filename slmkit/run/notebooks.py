@@ -345,8 +345,9 @@ def load(path): # of a notebook
 def title(nb): # notebook as a dict
     "Title and one-sentence claim: the first heading and the first quote of the first cell."
     lines = "".join(nb["cells"][0]["source"]).splitlines() if nb["cells"] else []
-    first = lambda mark: next((l[len(mark):].strip() for l in lines if l.startswith(mark)), "")
-    return first("# "), first("> ")
+    head = next((l[2:].strip() for l in lines if l.startswith("# ")), "")
+    quoted = itertools.dropwhile(lambda l: not l.startswith("> "), lines)
+    return head, " ".join(l[2:].strip() for l in itertools.takewhile(lambda l: l.startswith("> "), quoted))
 
 # %% ../../nbs/run/notebooks.ipynb #692ff4ac
 def plain(

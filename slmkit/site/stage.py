@@ -22,7 +22,7 @@ from ..project.page import is_live, live_words
 from ..project.front import filled
 from ..project.guide import NAMES, known as known_lessons, rows_in_order
 from ..run.notebooks import (KIT, MARKERS, TECHNIQUES, bare, first_edition, halves, load, notebooks,
-                                  project, record_name, reproductions, title)
+                                  profiles, project, record_name, reproductions, title)
 from .evidence import evidence
 from .reference import documented, module_page, signature
 
@@ -92,7 +92,7 @@ def fold_of(source, marks, tags): # of a cell: text without directives, directiv
 # %% ../../nbs/site/stage.ipynb #c85ce094
 def exercise_cells(e, outputs=()): # slmkit.lab.lab.Exercise, outputs of its cell
     "The cells that stand for an exercise."
-    asked = f"Write `{e.name}`: {e.points:g} points, {e.minutes} minutes, difficulty {e.difficulty} of 3."
+    asked = f"Write `{e.name}`: {e.points:g} point{'s'*(e.points != 1)}, {e.minutes} minutes, difficulty {e.difficulty} of 3."
     hint = f"\n\n<details><summary>Hint</summary>\n\n{e.hint}\n\n</details>" if e.hint else ""
     return [markdown(f"```{{admonition}} Exercise\n:class: tip\n{asked}{hint}\n```"), code(stub(e)),
             code(MARKERS.sub("", bare(e.source)), outputs, fold="Solution")]
@@ -100,7 +100,7 @@ def exercise_cells(e, outputs=()): # slmkit.lab.lab.Exercise, outputs of its cel
 # %% ../../nbs/site/stage.ipynb #1f89c61b
 def question_cell(q, known): # slmkit.lab.lab.Question, of `library`
     "The cell that stands for a question; its model answer is shown nowhere."
-    asked = f"*{KINDS[q.kind].capitalize()}: {q.points:g} points, {q.minutes} minutes, difficulty {q.difficulty} of 3.*"
+    asked = f"*{KINDS[q.kind].capitalize()}: {q.points:g} point{'s'*(q.points != 1)}, {q.minutes} minutes, difficulty {q.difficulty} of 3.*"
     return markdown(f"````{{admonition}} Exercise\n:class: tip\n{asked}\n\n{text(q.text, known).strip()}\n````")
 
 # %% ../../nbs/site/stage.ipynb #8ac9b64a
@@ -255,8 +255,8 @@ def head(s, nb, name, rows, pages): # Stage, notebook, its name below nbs/, rows
     if not is_lesson(name): return out[0]
     out += filter(None, [other_names(s.lessons.get(f"{path.parent.name}/{path.stem}"))])
     if halves(path)[1] is None and reproductions(path): return "\n\n".join([*out, measured_in(path, pages)])
-    technique = record_name(path)
-    out.append(f"```\nslmkit run {technique} --profile cpu\n```")
+    technique, able = record_name(path), [p for p in profiles(nb) if p != "smoke"]
+    out.append(f"```\nslmkit run {technique} --profile {'cpu' if 'cpu' in able or not able else able[0]}\n```")
     out.append(evidence(technique, [r for r in rows if r["technique"] == technique], s.folder))
     s.names.update(re.findall(r"figures/[^)]+", out[-1]))
     return "\n\n".join(filter(None, out))
