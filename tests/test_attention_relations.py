@@ -179,7 +179,8 @@ def test_maps_learn_with_the_student_and_the_teacher_stays(batch):
 @pytest.mark.parametrize("values", [False, True])
 def test_copying_nears_the_teacher(batch, values):
     teacher, student = bert(16, 2, seed=1), bert(8, 1, seed=2)
-    h = fit(student, minilm_loss(teacher, teacher if values else None), iter([batch]*80), steps=80, lr=1e-2, progress=False)
+    h = fit(student, minilm_loss(teacher, teacher if values else None), iter([batch]*80), steps=80, lr=1e-2,
+            progress=False)
     assert h.loss[-1] < .5*h.loss[0]
 
 def test_the_pieces_of_the_loss_add_up_and_the_layer_counts(batch):

@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/site/stage.html.md"""
 
 # %% auto #0
 __all__ = ['KEPT', 'LONG', 'HIDDEN', 'CALLING', 'REPOSITORY', 'CONF', 'address', 'is_lesson', 'text', 'library', 'code',
-           'markdown', 'only_imports', 'fold_of', 'exercise_cells', 'question_cell', 'staged_cell', 'run_page',
+           'markdown', 'only_imports', 'fold_of', 'price', 'exercise_cells', 'question_cell', 'staged_cell', 'run_page',
            'run_technique', 'with_outputs', 'module_of', 'links', 'staged', 'plain_text', 'toctree', 'family_page',
            'contents', 'Stage', 'measured_in', 'other_names', 'head', 'stage_reference', 'stage_assets', 'stage_lists',
            'stage_notebook', 'in_reading_order', 'stage', 'for_quarto', 'ForReaders']
@@ -90,9 +90,13 @@ def fold_of(source, marks, tags): # of a cell: text without directives, directiv
     return ""
 
 # %% ../../nbs/site/stage.ipynb #c85ce094
+def price(e): # Exercise or Question
+    "Its points, minutes and difficulty."
+    return f"{e.points:g} point{'s'*(e.points != 1)}, {e.minutes} minutes, difficulty {e.difficulty} of 3"
+
 def exercise_cells(e, outputs=()): # slmkit.lab.lab.Exercise, outputs of its cell
     "The cells that stand for an exercise."
-    asked = f"Write `{e.name}`: {e.points:g} point{'s'*(e.points != 1)}, {e.minutes} minutes, difficulty {e.difficulty} of 3."
+    asked = f"Write `{e.name}`: {price(e)}."
     hint = f"\n\n<details><summary>Hint</summary>\n\n{e.hint}\n\n</details>" if e.hint else ""
     return [markdown(f"```{{admonition}} Exercise\n:class: tip\n{asked}{hint}\n```"), code(stub(e)),
             code(MARKERS.sub("", bare(e.source)), outputs, fold="Solution")]
@@ -100,7 +104,7 @@ def exercise_cells(e, outputs=()): # slmkit.lab.lab.Exercise, outputs of its cel
 # %% ../../nbs/site/stage.ipynb #1f89c61b
 def question_cell(q, known): # slmkit.lab.lab.Question, of `library`
     "The cell that stands for a question; its model answer is shown nowhere."
-    asked = f"*{KINDS[q.kind].capitalize()}: {q.points:g} point{'s'*(q.points != 1)}, {q.minutes} minutes, difficulty {q.difficulty} of 3.*"
+    asked = f"*{KINDS[q.kind].capitalize()}: {price(q)}.*"
     return markdown(f"````{{admonition}} Exercise\n:class: tip\n{asked}\n\n{text(q.text, known).strip()}\n````")
 
 # %% ../../nbs/site/stage.ipynb #8ac9b64a
