@@ -10,7 +10,8 @@ from slmkit.distill.objectives import (OBJECTIVES, SongTrial, TAIDSchedule, adap
     text_probs, token_divergence, word_model, word_nll)
 
 TINY = dict(hidden_size=8, num_hidden_layers=1)
-CFG = SimpleNamespace(songs=2, teacher=TINY, student=TINY, teach=20, warm=10, heard=200, warm_texts=40, texts=60, steps=12)
+CFG = SimpleNamespace(songs=2, teacher=TINY, student=TINY, teach=20, warm=10, heard=200, warm_texts=40, texts=60,
+    steps=12)
 
 def draw(*shape, seed=0, scale=3.):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)*scale
