@@ -11,7 +11,7 @@ from slmkit.distill.objectives import (OBJECTIVES, SongTrial, TAIDSchedule, adap
 
 TINY = dict(hidden_size=8, num_hidden_layers=1)
 CFG = SimpleNamespace(songs=2, teacher=TINY, student=TINY, teach=20, warm=10, heard=200, warm_texts=40, texts=60,
-                      steps=12)
+    steps=12)
 
 def draw(*shape, seed=0, scale=3.):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)*scale
