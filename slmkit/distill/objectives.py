@@ -1,4 +1,4 @@
-"""A student too small for its teacher must leave something out, and the divergence decides what: forward KL blurs, reverse KL drops, and mixtures of both models stand between.
+"""A student too small for its teacher must leave something out, and the divergence decides what: forward KL blurs, reverse KL drops, and Jensen-Shannon and skew KL keep more of the language than TAID's moving target.
 
 Docs: https://slmkit.github.io/slmkit/distill/objectives.html.md"""
 
