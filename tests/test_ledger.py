@@ -358,7 +358,7 @@ def test_a_canary_is_planned_like_the_confirmed_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     if not (names := list(techniques(ROOT))): pytest.skip("no technique yet")
     from slmkit.run.plan import chosen, plan
-    [run] = plan(chosen(names[:1]), "smoke", [103])
+    [run] = plan(chosen(names[:1])[:1], "smoke", [103])
     again = planned(dict(technique=names[0], profile="smoke", model=run["model"], data=run["data"]), 103)
     assert (again["hashes"], again["parameters"]) == (run["hashes"], run["parameters"])
 
