@@ -212,7 +212,8 @@ def test_a_wrong_encoding_is_named(write, coding, name):
     line = refused(write(name, "\n".join(lines).encode(coding)), "UTF-8", "line 1" if "16" in coding else "line 2")
     assert ("UTF-16" if "16" in coding else "Windows-1252") in line
 
-CUT = {"two bytes": codecs.BOM_UTF16_LE + b"a", "cut": gzip.compress(b"x"*500, mtime=0)[:20], "no gzip": b"\x1f\x8bno gzip"}
+CUT = {"two bytes": codecs.BOM_UTF16_LE + b"a", "cut": gzip.compress(b"x"*500, mtime=0)[:20],
+       "no gzip": b"\x1f\x8bno gzip"}
 @pytest.mark.parametrize("cut", CUT.values(), ids=CUT)
 def test_a_damaged_file_is_refused(write, cut): refused(write("m.csv", cut), write("m.csv", cut))
 
