@@ -432,7 +432,7 @@ def test_a_figure_may_have_been_read_in_the_paper():
 
 # what ships
 
-# Entries of the first edition whose technique has moved on and whose successor is not confirmed yet: it may only shrink.
+# Entries of the first edition whose technique has moved on, without a confirmed successor yet: it may only shrink.
 WAITING = {f"distill/{n}" for n in "attention_relations offline_logits".split()}
 
 def test_the_ledger_declares_what_the_notebooks_declare_and_says_why(monkeypatch):
