@@ -131,4 +131,9 @@ def ran(notebook, tmp_path, pool, name="run", **parameters):
     if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
     return by_claim(tmp_path/f"{name}.jsonl")
 
-def by_claim(record): return {r["claim"]: r for r in map(json.loads, record.read_text(encoding="utf-8").splitlines())}
+def by_claim(record):
+    "What a notebook recorded, by claim."
+    from slmkit.run.batch import recorded
+    lines, torn = recorded(record)
+    assert not torn, record
+    return {line["claim"]: line for line in lines}

@@ -307,12 +307,12 @@ def tiny_bert(tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_of_ones_own_is_taught_and_judged(tmp_path, torch_pool, tiny_bert):
     found = run(tmp_path, torch_pool, profile="smoke", model=tiny_bert, data="topics", steps=2, n=20)
-    assert set(found) == {"relations-beat-hidden-states", "value-relations-help"}
+    assert set(found) == {"value-relations-help"}
     arms = found["value-relations-help"]["arms"]
     assert set(arms) >= {"relations", "attention", "permuted_values"} and all(map(math.isfinite, arms.values()))
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notebook, claims", [(NB, 2), (MINILM, 3)])
+@pytest.mark.parametrize("notebook, claims", [(NB, 1), (MINILM, 3)])
 def test_same_seed_same_record(tmp_path, torch_pool, notebook, claims):
     one, two = (ran(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one == two and len(one) == claims

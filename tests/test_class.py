@@ -1,5 +1,5 @@
 "A whole class hands in: one row a person whatever was uploaded, the roster, tables for Moodle, Canvas and Excel."
-import csv, io, json, os, signal, time, zipfile
+import csv, io, json, os, signal, threading, zipfile
 from pathlib import Path
 import pytest
 from slmkit.core.settings import KitError
@@ -147,13 +147,22 @@ def small():
     task = labs.Exercise(name="soften", points=4, cases=6, hint="")
     return labs.Lab(technique="t/small", version="0", digest="d", exercises=[task])
 
+class Pool(grade.ThreadPoolExecutor):
+    "A pool that says when what waits has been cancelled."
+    stopped = threading.Event()
+    def shutdown(self, wait=True, cancel_futures=False):
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        if cancel_futures: self.stopped.set()
+        super().shutdown(wait=wait)
+
 def test_ctrl_c_keeps_what_is_graded(monkeypatch):
+    monkeypatch.setattr(grade, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(grade, "all_cases", lambda lab, seed: {})
     monkeypatch.setattr(grade, "check_sandbox", lambda *args: None)
     def one(sandbox, lab, drawn, path, slot):
         if path.stem == "b":
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(.3)
+            assert Pool.stopped.wait(60)
         return grade.total(lab, [grade.no_result(lab.exercises[0], "", 3.)])
     monkeypatch.setattr(grade, "grade_file", one)
     got = grade.grade(["a.ipynb", None, "b.ipynb", "c.ipynb", "d.ipynb"], small(), "x", None, jobs=1)

@@ -137,9 +137,10 @@ def badges_text(said): # of `badges`
 # %% ../../nbs/project/front.ipynb #e872242c
 def found_text(rows): # of one technique
     "What came out of its papers' claims by scale, or what there is instead."
-    found = "; ".join(f"*{scale}:* {counted(n)}" for scale, n in came_out(rows).items())
+    text = lambda stands: "; ".join(f"*{scale}:* {counted(n)}" for scale, n in came_out(rows, stands).items())
     other = "checks of our own code only" if any(r["outcome"] != "never run" for r in rows) else "not confirmed yet"
-    return found or (other if rows else "a first lesson, no claims")
+    if not text("paper") and text("variant"): return f"our variants of them, {text('variant')}"
+    return text("paper") or (other if rows else "a first lesson, no claims")
 
 # %% ../../nbs/project/front.ipynb #33735adf
 def technique_rows(root): # the project

@@ -80,9 +80,9 @@ def rows_in_order(root): # the project
 def of(rows, technique): # of the verdict table; family/name
     "The rows of a technique's reproductions."
     return [r for r in rows if r["technique"].partition("-")[0] == technique]
-def came_out(rows): # of one technique
-    "Scale -> outcomes with their number, of claims of papers; {} where none was measured."
+def came_out(rows, stands="paper"): # of one technique; whose claims
+    "Scale -> outcomes with their number, of claims of papers or of our variants; {} where none was measured."
     found = {}
-    for r in (r for r in rows if r["stands"] == "paper" and r["outcome"] != "never run"):
+    for r in (r for r in rows if r["stands"] == stands and r["outcome"] != "never run"):
         found.setdefault(r["scale"], Counter())[r["outcome"]] += 1
     return found
