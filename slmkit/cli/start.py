@@ -38,9 +38,8 @@ def closing(records, folder): # of `start`, run folder
     path, first = write(folder), {}
     for row in claim_rows([r for r in records if r["status"] == "ok"]): first.setdefault(row["technique"], row)
     lines = [line for name, row in first.items() for line in ["", f"technique       {name}", *three_lines(row)]]
-    name = tour()[0].rpartition("/")[2]
     return [*(lines or ["", "no claim was recorded: the report says why"]), "", f"report          {path}",
-        f"next            {program()} run {name}    every arm, seeds 0-2",
+        f"next            {program()} run {tour()[0].rpartition('/')[2]}    every arm, seeds 0-2",
             f"                {program()} verdicts    every claim, and what was measured last"]
 
 # %% ../../nbs/cli/start.ipynb #d57b5455

@@ -16,6 +16,7 @@ from ..core.settings import KitError, nearest
 from ..files import whole
 from ..lab import build as labs
 from ..lab.lab import lab_notebooks, read
+from ..lab.results import canvas_head, csv_text
 from .guide import known
 from ..run.notebooks import load, pick, project
 
@@ -102,10 +103,7 @@ def slides(nb): # notebook as a dict
 # %% ../../nbs/project/course.ipynb #b251944a
 def columns(c): # of `course`
     "CSV that makes the labs assignments in Canvas' gradebook: a column each, with the points possible."
-    asked = {f["name"]: f["points"] for w in c["weeks"] for f in w["lab"]}
-    head = ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *asked]
-    quoted = lambda row: ",".join(f'"{x}"' for x in row)
-    return "\n".join([quoted(head), quoted(["    Points Possible", *[""]*4, *(f"{p:g}" for p in asked.values())]), ""])
+    return csv_text(canvas_head({f["name"]: f["points"] for w in c["weeks"] for f in w["lab"]}))
 
 # %% ../../nbs/project/course.ipynb #288614cc
 def lab_files(technique, c, into, run=True): # a lab, of `course`, folder; run first-edition solutions for their output

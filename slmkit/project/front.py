@@ -45,11 +45,12 @@ def narrow(text): # of an `<svg>`
 
 # %% ../../nbs/project/front.ipynb #4c42dd48
 def claim_card(entry, name): # of the ledger, of one of its claims
-    "(picture, what it shows in a sentence, the outcome in words) of a claim."
+    "(what draws it, what it shows in a sentence, the outcome in words) of a claim."
     spec, v, said = entry["claims"][name]["spec"], verdict_of(entry, name), figure.sentence(entry, name)
-    drawn = figure.records_to_draw(entry, name)
-    fig = claim_figure(spec, drawn, spec["says"], figure.note_of(entry, name), v.level, SIZE)
-    return svg(fig, said), said, figure.outcome_in(v)
+    def draw():
+        drawn = figure.records_to_draw(entry, name)
+        return svg(claim_figure(spec, drawn, spec["says"], figure.note_of(entry, name), v.level, SIZE), said)
+    return draw, said, figure.outcome_in(v)
 
 # %% ../../nbs/project/front.ipynb #23545dbf
 def stored(nb): # notebook as a dict
@@ -62,34 +63,36 @@ def stored(nb): # notebook as a dict
 
 # %% ../../nbs/project/front.ipynb #9f243700
 def stored_card(nb): # notebook as a dict
-    "(picture, what it shows, where it is from) of a lesson's first picture, or None."
+    "(what draws it, what it shows, where it is from) of a lesson's first picture, or None."
     if not (found := stored(nb)): return None
-    import matplotlib.image, matplotlib.figure
     meta = nb["metadata"].get("slmkit", {})
     said = f"a run of the lesson, profile {meta.get('profile')}, seed {meta.get('seed')}: no verdict yet"
-    with styled(12):
-        fig = matplotlib.figure.Figure(figsize=SIZE, layout="constrained")
-        ax = fig.subplots()
-        ax.imshow(matplotlib.image.imread(io.BytesIO(found[0])), interpolation="none")
-        ax.axis("off")
-        fig.suptitle(found[1], fontsize=13, x=.02, ha="left", wrap=True, parse_math=False)
-        ax.set_title(said, fontsize=11, color=GREY, wrap=True)
-    return svg(fig, found[1]), found[1], said
+    def draw():
+        import matplotlib.image, matplotlib.figure
+        with styled(12):
+            fig = matplotlib.figure.Figure(figsize=SIZE, layout="constrained")
+            ax = fig.subplots()
+            ax.imshow(matplotlib.image.imread(io.BytesIO(found[0])), interpolation="none")
+            ax.axis("off")
+            fig.suptitle(found[1], fontsize=13, x=.02, ha="left", wrap=True, parse_math=False)
+            ax.set_title(said, fontsize=11, color=GREY, wrap=True)
+        return svg(fig, found[1])
+    return draw, found[1], said
 
 # %% ../../nbs/project/front.ipynb #8a0ef760
 def cards(root): # the project
-    "(facts, picture, what it shows, outcome) of the four results that the front page shows."
+    "(facts, what draws it, what it shows, outcome) of the four results that the front page shows."
     lessons, rows, out, names = known(root), rows_in_order(root), [], guide(root)["results"]
     for i, name in enumerate(n for n in names if n in lessons):
         found = shown_claim(of(rows, name), failing=i == len(names) - 1)
         made = claim_card(*found) if found else stored_card(load(lessons[name]["path"]))
-        if made: out.append((lessons[name], narrow(made[0]), *made[1:]))
+        if made: out.append((lessons[name], *made))
     return out
 
 # %% ../../nbs/project/front.ipynb #8806d6f5
 def pictures(root): # the project
     "Path below nbs/ -> text of the pictures of the front page."
-    made = {f"images/result-{i}.svg": card[1] for i, card in enumerate(cards(root), 1)}
+    made = {f"images/result-{i}.svg": narrow(draw()) for i, (_, draw, *_) in enumerate(cards(root), 1)}
     return made | {"images/badges.svg": badges_svg(badges(root))}
 def mosaic(root): # the project
     "The four results as Markdown: pictures that lead to their lessons, and under them a line each."
@@ -103,10 +106,9 @@ def mosaic(root): # the project
 # %% ../../nbs/project/front.ipynb #b5f8deb6
 def badges(root): # the project
     "Name -> value of what stands under the title, each read from a file of the project."
-    made = tomllib.loads(Path(root, "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    judged = sum(r["outcome"] != "never run" for r in rows_in_order(root))
-    python = made["requires-python"].strip(">=") + "+"
-    return {"techniques": len(known(root)), "claims judged": judged, "Python": python, "licence": made["license"]}
+    rows, made = rows_in_order(root), tomllib.loads(Path(root, "pyproject.toml").read_text("utf-8"))["project"]
+    return {"techniques": len(known(root)), "claims judged": sum(r["outcome"] != "never run" for r in rows),
+            "Python": made["requires-python"].strip(">=") + "+", "licence": made["license"]}
 
 # %% ../../nbs/project/front.ipynb #8c9c0413
 LETTER, HIGH = 7, 22 # pixels

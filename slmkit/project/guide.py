@@ -58,7 +58,7 @@ def facts(technique, path, said): # family/name, its lesson, what `guide` knows 
     (head, sentence), live = title(nb), said_live(nb)
     own, asked = live["glance"], work_of(nb, path.name)
     name = head.partition(":")[0] if keeps_outputs(path) else said.get("name", head)
-    after = [a for a in own.get("prerequisites", said.get("after", ()))]
+    after = list(own.get("prerequisites", said.get("after", ())))
     spent = dict(minutes=own.get("minutes"), points=sum(e.points for e in asked), work=sum(e.minutes for e in asked))
     when = dict(when=own.get("use") or said.get("when", ""), not_for=own.get("not_for", ""), able=own.get("able", []))
     return dict(technique=technique, path=path, name=name, title=head, sentence=sentence, after=after, asked=asked,
