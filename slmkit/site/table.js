@@ -42,3 +42,22 @@ function equip(table) {
   show();
 }
 document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("table.find").forEach(equip));
+
+// One switch hides all code of a page, and is remembered: for who reads words, tables and pictures only.
+function codeSwitch() {
+  const first = document.querySelector("article div.cell");
+  if (!first || document.querySelectorAll("div.cell_input").length < 3) return;
+  const button = make("button", { type: "button", className: "code-switch" });
+  const set = hidden => {
+    document.body.classList.toggle("no-code", hidden);
+    button.textContent = hidden ? "Show code" : "Hide code";
+    button.ariaPressed = hidden;
+    try { localStorage.setItem("slmkit-code", hidden ? "hidden" : ""); } catch { /* a page from disk may have no storage */ }
+  };
+  let kept = "";
+  try { kept = localStorage.getItem("slmkit-code"); } catch { /* the same */ }
+  button.onclick = () => set(!document.body.classList.contains("no-code"));
+  set(kept === "hidden");
+  document.querySelector("article h1")?.after(button);
+}
+document.addEventListener("DOMContentLoaded", codeSwitch);
