@@ -1,7 +1,7 @@
 "The report of made-up run folders: what it must say, what it must never say, and what changed between two batches."
 import csv, io, json, os, re
 from html.parser import HTMLParser
-import pytest
+import nbformat, pytest
 from slmkit.core.claims import read_entry
 from slmkit.cli.main import main
 from slmkit.core.settings import KitError
@@ -160,6 +160,19 @@ def test_links_lead_to_the_executed_notebooks(tmp_path):
     links = Page(write(batch(tmp_path/"run", BUILDING)).read_text(encoding="utf-8")).links
     assert "notebooks/distill_made_up%200.ipynb" in links
 
+
+def test_a_runs_notebook_opens_as_a_page_that_asks_no_other_host(tmp_path):
+    run = batch(tmp_path/"run", BUILDING)
+    (run/"notebooks").mkdir()
+    done = run/"notebooks/distill_made_up 0.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("6*7")]), done)
+    links = Page(write(run).read_text(encoding="utf-8")).links
+    assert "notebooks/distill_made_up%200.html" in links and "notebooks/distill_made_up%201.ipynb" in links
+    page = done.with_suffix(".html")
+    assert 'src="http' not in page.read_text(encoding="utf-8")
+    before = page.stat().st_mtime_ns
+    write(run)
+    assert page.stat().st_mtime_ns == before  # made once
 
 def test_arms_costs_and_environment_are_there(tmp_path):
     text = " ".join(Page(write(batch(tmp_path/"run", BUILDING)).read_text(encoding="utf-8")).text)
