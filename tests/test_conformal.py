@@ -10,19 +10,16 @@ from conftest import ran
 from slmkit.core.fit import collate, encode_seq2seq
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
-from slmkit.distill.offline_logits import ece
-from slmkit.judge.conformal import (FORMS, alike, conformal, first_miss, label_probabilities, options, pac, parse, path,
-    prompts, resample, size, taken_away, together, with_holes, word_costs, worded)
+from slmkit.judge.conformal import (alike, class_thresholds, conformal, first_miss, options, pac, parse, path, resample, size,
+    taken_away, with_holes, word_costs)
 from slmkit.toyland.tasks import task
 
-NB = Path(__file__).parents[1]/"nbs/judge/conformal.ipynb"
+NB = Path(__file__).parents[1]/"nbs/judge/conformal_repro.ipynb"
 
 @pytest.fixture(scope="module")
 def programs(): return [r["label"].split() for r in task("programs", "train", 60, 0, steps=3)]
 @pytest.fixture(scope="module")
 def writer(): return load_model("t5-1m", seed=0)
-@pytest.fixture(scope="module")
-def reader(): return load_model("lm-1m", seed=0, kind="causal")
 def random_costs(words, rng): return [float(x) for x in rng.exponential(size=len(words) + 1)]
 
 # ---- thresholds
@@ -47,17 +44,6 @@ def test_label_sets_are_mapies(alpha, n):
     assert np.allclose(q, peer._mapie_classifier.conformity_score_function_.quantiles_)
     assert ((1 - p[n:] <= q) == sets[:, :, 0]).all() and 0 < sets.mean() < 1
 
-def test_ece_is_mapies():
-    calibration = pytest.importorskip("mapie.metrics.calibration")
-    rng = np.random.default_rng(0)
-    for bins in (5, 10, 15):
-        p, y = rng.dirichlet(np.ones(4)*.5, size=500), rng.integers(4, size=500)
-        # it counts edges
-        peer = calibration.expected_calibration_error((p.argmax(1) == y).astype(int), p.max(1), num_bins=bins + 1,
-            split_strategy="uniform")
-        assert ece(torch.from_numpy(p.max(1)), torch.from_numpy(p.argmax(1) == y),
-            bins) == pytest.approx(peer, abs=1e-9)
-
 @pytest.mark.parametrize("n,alpha,delta", [(22, .1, .1), (60, .1, .05), (312, .1, .1), (500, .05, .01), (30, .3, .2)])
 def test_pac_allows_what_clopper_pearson_allows(n, alpha, delta):
     bound = lambda k: binomtest(k, n, alternative="less").proportion_ci(1 - delta, "exact").high
@@ -78,6 +64,16 @@ def test_coverage_over_many_draws_is_what_theory_says():
         assert .9 - 4*.3/4000**.5 <= (covers >= .9).mean() <= .93
     thresholds, _ = resample(world, lambda s: pac(s, .1, .1), 312, 4000, 2)
     assert (covers[:50] == [(world <= t).mean() for t in thresholds[:50]]).all()
+
+def test_every_class_keeps_the_promise_with_a_threshold_of_its_own():
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=30_000)
+    scores = rng.random(len(y))*(1 + y)**2  # the labels differ in how strange their rows are
+    covered = lambda q: [(scores[y == j] <= q[j]).mean() for j in range(3)]
+    q = class_thresholds(scores[:3000], y[:3000], 3, .1)
+    assert covered(q) == pytest.approx([.9]*3, abs=.02)
+    assert min(covered(np.full(3, conformal(scores[:3000], .1)))) < .8
+    assert class_thresholds(scores[:3000], y[:3000], 4, .1)[3] == np.inf  # a label without rows is in every set
 
 # ---- programs with holes
 
@@ -186,60 +182,31 @@ def test_words_that_are_no_tokens_are_refused(writer):
             return dict(input_ids=[[5, *i] for i in ids] if add_special_tokens else ids)
     with pytest.raises(KitError, match="don't fit the words"): word_costs(model, Odd(), ["compute n ."], ["n"])
 
-def test_answers_with_a_cache_are_those_of_the_whole_prompt(reader):
-    model, tok = reader
-    rows = list(task("topics", "train", 30, 0, words=2, distractors=0))
-    labels = sorted({r["label"] for r in rows})
-    texts = [r["input"] for r in rows[:3]] + ["ana likes the stove . ana wants the long road of 31 eggs ."]
-    for form, examples in prompts(rows, 4, len(FORMS), random.Random(0)):
-        p = label_probabilities(model, tok, (form, examples), texts, labels, size=3)
-        assert p.shape == (4, len(labels)) and np.allclose(p.sum(1), 1)
-        heads = [tok(l, add_special_tokens=False)["input_ids"][0] for l in labels]
-        for text, row in zip(texts, p):
-            ids = [tok.bos_token_id, *tok(examples + worded(form, text), add_special_tokens=False)["input_ids"]]
-            with torch.no_grad(): whole = model(input_ids=torch.tensor([ids])).logits[0, -1, heads].softmax(-1)
-            assert np.allclose(row, whole.numpy(), atol=1e-4)
-
-def test_labels_that_begin_alike_are_refused(reader):
-    with pytest.raises(KitError, match="begin with the same token"):
-        label_probabilities(*reader, (FORMS[0][0], "a : b . "), ["ana"], ["33", "35"])
-
-def test_together():
-    many = np.array([[[.7, .2, .1]], [[.1, .5, .4]], [[.2, .5, .3]]])
-    assert np.allclose(together(many), [[1/3, .4, 8/30]]) and np.allclose(together(many, "vote"), [[1/3, 2/3, 0]])
-    assert np.allclose(together(many, "max"), np.array([[.7, .5, .4]])/1.6)
-
 # ---- the notebook
 
 @pytest.fixture
 def tiny(tmp_path):
-    "A writer's and a reader's random checkpoints with the zoo's tokenizers."
-    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+    "A writer's random checkpoint with the zoo's tokenizer."
+    from transformers import T5Config, T5ForConditionalGeneration
     _, t5 = load_model("t5-1m", seed=0)
-    _, lm = load_model("lm-1m", seed=0, kind="causal")
     torch.manual_seed(0)
     shape = dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=t5.pad_token_id)
     T5ForConditionalGeneration(T5Config(vocab_size=len(t5), pad_token_id=t5.pad_token_id, eos_token_id=t5.eos_token_id,
             **shape)).save_pretrained(tmp_path/"t5")
     t5.save_pretrained(tmp_path/"t5")
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(lm), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=1024)).save_pretrained(tmp_path/"lm")
-    lm.save_pretrained(tmp_path/"lm")
-    return dict(model=str(tmp_path/"t5"), answerer=str(tmp_path/"lm"))
+    return str(tmp_path/"t5")
 
 run = partial(ran, NB)
 
-PROMPTED = {"conformal-label-sets", "hole-sets-keep-the-promise", "holes-take-less-away", "ensembling-calibrates",
-    "more-than-softening"}
 @pytest.mark.slow
-def test_gpu_path_on_tiny_checkpoints(tmp_path, torch_pool, tiny):
-    found = run(tmp_path, torch_pool, profile="gpu", train=2, pool=60, **tiny)
-    assert set(found) == PROMPTED | {"ensembling-calibrates-the-tuned"}
-    assert {r["n_rows"] for r in found.values()} == {60}
+def test_a_checkpoint_of_ones_own(tmp_path, torch_pool, tiny):
+    found = run(tmp_path, torch_pool, profile="smoke", model=tiny)
+    assert set(found) == {"hole-sets-keep-the-promise", "holes-take-less-away"}
+    assert {r["n_rows"] for r in found.values()} == {40}
     assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
-    assert found["holes-take-less-away"]["model"] == tiny["model"]
+    assert found["holes-take-less-away"]["model"] == tiny
 
 @pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):
     one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == PROMPTED  # the tuned arms are slow
+    assert one == two and one
