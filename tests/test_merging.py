@@ -1,17 +1,17 @@
 """Merging against peft, scikit-learn and weights merged by hand; routed parts in mixed, padded and decoded batches;
-bad input; the gpu path."""
+bad input; the reproductions from start to end."""
 from functools import partial
-import copy, json, math
+import ast, copy, json, math
 import pytest, torch
-from conftest import ROOT, ran
-from slmkit.adapt.merging import (Routed, added, difference, expert, factors, gated, gist, storage_figure, ties,
-    ties_vector, total, train_router, weights)
+from conftest import ROOT, Failed, run_in, told
+from slmkit.adapt.merging import (Routed, apply_vector, dare, factors, load_tasks, low_rank_parts, mean_embedding,
+    mean_hidden_state, merge, routed_output, task_vector, ties, train_expert, train_router, weights)
 from slmkit.core.data import load
 from slmkit.core.generate import generate_answers, encode_prompts
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import linear_layers
 
-NB = ROOT/"nbs/adapt/merging.ipynb"
+REPRO = ROOT/"nbs/adapt/merging_repro.ipynb"
 
 @pytest.fixture(scope="module")
 def base():
@@ -41,18 +41,32 @@ def test_ties_is_pefts_in_value_and_gradient(density, seed):
 
 def test_sums_are_pefts_task_arithmetic(vectors):
     utils = pytest.importorskip("peft.utils.merge_utils")
-    ours = total(vectors, .3)
+    ours = merge(vectors, scale=.3)
     for n in ours:
         assert torch.allclose(ours[n], utils.task_arithmetic([v[n] for v in vectors], torch.full((3,), .3)), atol=1e-7)
+
+@pytest.mark.parametrize("density", [.1, .5])
+def test_dare_is_pefts_and_keeps_the_expected_sum(density):
+    utils = pytest.importorskip("peft.utils.merge_utils")
+    x = stack(3)
+    torch.manual_seed(5)
+    ours = dare(x, density)
+    torch.manual_seed(5)
+    assert torch.allclose(ours, utils.dare_linear(list(x), torch.ones(3, dtype=torch.float64), density), atol=1e-12)
+    g = torch.Generator().manual_seed(0)
+    mean = torch.stack([dare(x, density, g) for _ in range(4000)]).mean(0)
+    error = (x.square().sum(0)*(1 - density)/density/4000).sqrt()
+    assert ((mean - x.sum(0)).abs() < 5*error).all() and torch.allclose(dare(x, 1.), x.sum(0))
 
 def test_ties_elects_plus_for_a_sum_of_zero_and_counts_only_those_that_agree():
     assert torch.equal(ties(torch.tensor([[2., 3.], [-2., 3.]]), 1.), torch.tensor([2., 3.]))
     assert torch.equal(ties(torch.tensor([[0., 1.], [0., -5.], [0., 2.]]), 1.), torch.tensor([0., -5.]))
     assert torch.equal(ties(stack(), .001), torch.zeros(8, 9, dtype=torch.float64))  # rounded down to no entry
 
+@pytest.mark.parametrize("rule", [ties, dare])
 @pytest.mark.parametrize("density", [0, -.1, 1.2])
-def test_densities_out_of_range_are_refused(vectors, density):
-    with pytest.raises(KitError, match=f"density={density}") as e: ties_vector(vectors, density)
+def test_densities_out_of_range_are_refused(rule, density):
+    with pytest.raises(KitError, match=f"{rule.__name__}: density={density}") as e: rule(stack(), density)
     assert "\n" not in str(e.value)
 
 def test_factors_are_the_nearest_of_their_rank():
@@ -73,20 +87,30 @@ def test_router_is_scikit_learns_logistic_regression():
     assert torch.allclose(ours(x).softmax(-1), want, atol=1e-3) and not ours.weight.requires_grad
     assert torch.equal(ours.weight, train_router(x, y, penalty=.05).weight)
 
-def test_gist_ignores_padding(base):
+@pytest.mark.parametrize("features", [mean_embedding, mean_hidden_state])
+def test_features_of_a_row_ignore_padding(base, features):
     model, tok = base
     short, mixed = encode_prompts(model, tok, ["lena likes the ship ."], 64), encode_prompts(model, tok,
         ["lena likes the ship .", "sam wants the journey . " * 4], 64)
-    assert torch.allclose(gist(model, *short)[0], gist(model, *mixed)[0], atol=1e-6)
+    assert torch.allclose(features(model, *short)[0], features(model, *mixed)[0], atol=2e-3)
+    assert not torch.allclose(*features(model, *mixed), atol=.1)
 
 def test_experts_change_matrices_only_and_leave_the_base_alone(base):
     model, tok = base
     before = copy.deepcopy(model.state_dict())
-    trained, history = expert(model, tok, load("topics", "train", 16), 0, 2, 1e-2, 4)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()) and history.steps == 2
+    trained = train_expert(model, tok, load("topics", "train", 16), 0, 2, 1e-2, 4)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
     changed = {k for k, v in trained.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {f"{n}.weight" for n in linear_layers(model)}
     assert not any("embed" in k or "norm" in k or "lm_head" in k for k in changed)
+    again = weights(apply_vector(model, task_vector(trained, model)))
+    assert all(torch.allclose(w, again[n], atol=1e-6) for n, w in weights(trained).items())
+
+def test_a_task_with_domains_comes_apart():
+    rows = load_tasks("sentiment+topics", "train", 20, 0)
+    assert list(rows) == ["sentiment court", "sentiment harbor", "topics"] and {len(r) for r in rows.values()} == {20}
+    assert not set(rows["sentiment court"]["input"]) & set(rows["sentiment harbor"]["input"])
+    assert set(rows["sentiment court"]["label"]) == set(rows["sentiment harbor"]["label"])
 
 def router_for(model, gates):
     "A router that gives every row these weights."
@@ -95,81 +119,99 @@ def router_for(model, gates):
     router.bias.copy_(torch.tensor(gates).clamp(min=1e-12).log())
     return router
 
-def test_whole_parts_give_the_expert_back(base, vectors):
-    model, tok = base
-    shared = total(vectors, .3)
-    batch = dict(
-        zip(
-            ("input_ids", "attention_mask"),
-            encode_prompts(model, tok, ["lena likes the ship .", "is it cold ?"], 64),
-        )
-    )
-    parts = [{n: factors(x, 999) for n, x in difference(v, shared).items()} for v in vectors]
+def batch_of(base, inputs): return dict(zip(("input_ids", "attention_mask"), encode_prompts(*base, inputs, 64)))
+
+@pytest.mark.parametrize("lam", [.3, 0.])
+def test_whole_parts_give_the_expert_back(base, vectors, lam):
+    batch = batch_of(base, ["lena likes the ship .", "is it cold ?"])
+    shared = merge(vectors, scale=lam)
     with torch.no_grad():
-        want = added(model, vectors[1])(**batch).logits
-        merged = added(model, shared)
+        want = apply_vector(base[0], vectors[1])(**batch).logits
+        merged = apply_vector(base[0], shared)
         plain = merged(**batch).logits
-        routed = Routed(merged, parts, router_for(model, [0., 1., 0.]))
+        routed = Routed(merged, low_rank_parts(vectors, shared, 999), router_for(base[0], [0., 1., 0.]))
         got = merged(**batch).logits
         routed.remove()
         assert torch.allclose(got, want, atol=2e-3)
         assert not torch.allclose(plain, want, atol=.1)
         assert torch.equal(merged(**batch).logits, plain)
 
-def test_rows_of_a_mixed_batch_are_those_of_models_merged_one_by_one(base, vectors):
+def test_nothing_shared_is_a_shared_vector_of_zeros(vectors):
+    bare, zeros = low_rank_parts(vectors, None, 2), low_rank_parts(vectors, merge(vectors, scale=0.), 2)
+    assert all(torch.equal(a, b) for p, q in zip(bare, zeros) for n in p for a, b in zip(p[n], q[n]))
+
+@pytest.mark.parametrize("features", [mean_embedding, mean_hidden_state])
+def test_rows_of_a_mixed_batch_are_those_of_models_merged_one_by_one(base, vectors, features):
     model, tok = base
     inputs = ["lena likes the ship .", "question : abel holds a ball .",
         "is it cold in oslo now ? please tell me that , will you ."]
-    shared = total(vectors, .2)
-    parts = [{n: factors(x, 4) for n, x in difference(v, shared).items()} for v in vectors]
-    gists = gist(model, *encode_prompts(model, tok, inputs, 64))
-    router = train_router(gists, torch.tensor([0, 1, 2]), penalty=5.)   # so soft that all parts count
-    merged = added(model, shared)
-    routed = Routed(merged, parts, router)
+    shared = merge(vectors, scale=.2)
+    parts = low_rank_parts(vectors, shared, 4)
+    seen = features(model, *encode_prompts(model, tok, inputs, 64))
+    router = train_router(seen, torch.tensor([0, 1, 2]), penalty=5.)   # so soft that all parts count
+    merged = apply_vector(model, shared)
+    Routed(merged, parts, router, partial(features, model))
     together = generate_answers(merged, tok, inputs, max_new_tokens=6, progress=False)
     with torch.no_grad():
         ids, mask = encode_prompts(model, tok, inputs, 64)
         places = (mask.cumsum(1) - 1).clamp(min=0)
         logits = merged(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, -1]
         for i, x in enumerate(inputs):
-            w = router(gists[i:i + 1]).softmax(-1)[0]
+            w = router(seen[i:i + 1]).softmax(-1)[0]
             assert .1 < w.max() < .9
-            one = added(model, {n: shared[n] + sum(a*p[n][0] @ p[n][1] for a, p in zip(w, parts)) for n in shared})
+            one = apply_vector(model, {n: shared[n] + sum(a*p[n][0] @ p[n][1] for a, p in zip(w, parts)) for n in shared})
             ids, mask = encode_prompts(model, tok, [x], 64)
-            assert torch.allclose(one(input_ids=ids).logits[0, -1], logits[i], atol=2e-3)
+            assert torch.allclose(one(input_ids=ids).logits[0, -1], logits[i], atol=5e-3)
             assert generate_answers(one, tok, [x], max_new_tokens=6, progress=False) == together[i:i + 1]
-    routed.remove()
 
 def test_transformers_generate_agrees_with_the_kits_loop(base, vectors):
     model, tok = base
     inputs = ["lena likes the ship .", "is it cold in oslo now ?"]
-    shared = total(vectors, .2)
-    merged = added(model, shared)
-    parts = [{n: factors(x, 4) for n, x in difference(v, shared).items()} for v in vectors]
-    Routed(merged, parts, router_for(model, [.2, .3, .5]))
+    shared = merge(vectors, scale=.2)
+    merged = apply_vector(model, shared)
+    Routed(merged, low_rank_parts(vectors, shared, 4), router_for(model, [.2, .3, .5]))
     ids, mask = encode_prompts(model, tok, inputs, 64)
     said = merged.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False,
         num_beams=1)[:, ids.shape[1]:]
     texts = [s.strip() for s in tok.batch_decode(said, skip_special_tokens=True)]
     assert texts == generate_answers(merged, tok, inputs, max_new_tokens=5, progress=False)
 
-def test_gated_with_ranks_cut_by_a_small_matrix_and_its_gradient():
+def test_routed_output_with_ranks_cut_by_a_small_matrix_and_its_gradient():
     x, up, down, gates = stack(0, 2, (3, 4)), stack(1, 1, (5, 6))[0], stack(2, 1, (6, 4))[0], stack(3, 1, (2, 3))[0]
     leaves = [t.requires_grad_() for t in (x, torch.zeros(2, 3, 5, dtype=torch.float64), up, down, gates)]
-    assert torch.autograd.gradcheck(gated, leaves)
-    one = gated(x[:1], 0, up, down, gates[:1])
+    assert torch.autograd.gradcheck(routed_output, leaves)
+    one = routed_output(x[:1], 0, up, down, gates[:1])
     by_hand = x[:1] @ sum(gates[0, t]*up[:, 2*t:2*t + 2] @ down[2*t:2*t + 2] for t in range(3)).T
     assert torch.allclose(one, by_hand)
 
 def test_a_router_of_another_number_of_tasks_is_refused(base, vectors):
-    parts = [{n: factors(x, 1) for n, x in v.items()} for v in vectors[:2]]
+    parts = low_rank_parts(vectors[:2], None, 1)
     with pytest.raises(KitError, match="tells 3 tasks apart, there are 2 parts"):
         Routed(copy.deepcopy(base[0]), parts, router_for(base[0], [1., 0., 0.]))
 
-run = partial(ran, NB)
+# ---- the reproductions
+
+def run(notebook, tmp_path, pool, name="run", **parameters):
+    "The one record of a reproduction."
+    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=told(notebook, tmp_path, name))
+    if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
+    line, = (tmp_path/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(line)
+
+def claims_in(notebook):
+    "Names of the claims that a notebook declares."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    nodes = [n for c in cells if c["cell_type"] == "code" for n in ast.walk(ast.parse("".join(c["source"])))]
+    return {n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"}
 
 @pytest.mark.slow
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
+def test_same_seed_same_record(tmp_path, torch_pool):
+    one, two = (run(REPRO, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
+    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(REPRO)
+    assert all(math.isfinite(v) for v in one["arms"].values())
+
+@pytest.mark.slow
+def test_a_checkpoint_and_a_file_of_ones_own(tmp_path, torch_pool):
     from slmkit.toyland.tokenizer import build_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
     tok = build_tokenizer()
@@ -182,26 +224,7 @@ def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(99)),
         encoding="utf-8")
-    found = run(tmp_path, torch_pool, profile="gpu", model=str(folder), data=f"topics+{mine}", rows=12, steps=2,
-        shown=4, tested=6)
-    assert set(found) == {"routed-parts-keep-more", "the-shared-part-helps", "low-rank-is-enough"}
-    arms = found["low-rank-is-enough"]["arms"]
-    assert found["routed-parts-keep-more"]["n_rows"] == 12 and all(math.isfinite(v) for v in arms.values())
-    assert arms["mb"] < arms["mb_1"] < arms["mb_32"]
-    assert {"twin_8", "unshared_8", "together", "ties", "shuffled"} <= set(arms)
-
-@pytest.mark.slow
-def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == {"routed-parts-keep-more"}  # the other claims' arms are slow
-
-def test_figure_needs_no_run():
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    arms = dict(mb=1., mb_experts=4., average=.2, task_arithmetic=.3, ties=.4, together=.9) | {f"{k}_{r}": r/10 + 1
-        for r in (1, 2, 4) for k in ("twin", "unshared", "mb")}
-    fig, ax = plt.subplots()
-    storage_figure([dict(arms=arms)]*2, ax)
-    assert {t.get_text() for t in ax.texts} >= {"average", "TIES", "all experts", "1", "4"}
-    plt.close(fig)
+    found = run(REPRO, tmp_path, torch_pool, profile="smoke", model=str(folder), data=f"topics+{mine}", n=12, steps=2,
+        shown=4, rank=2)
+    assert set(found["claims"]) == claims_in(REPRO) and found["n_rows"] == 12
+    assert all(math.isfinite(v) for v in found["arms"].values())
