@@ -1,18 +1,14 @@
-"""Step templates: a brute-force simulation of coins and swaps, numpy's line, stored chains of the published form,
-the gpu and paper paths."""
-import gzip, json, math, random
-from functools import partial
+"""Step templates: a brute-force simulation of coins and swaps, stored chains of the published form, both
+reproductions."""
+import gzip, json, random
 import numpy as np
 import pytest
-from conftest import ROOT, Failed, ran
+from conftest import ROOT, executed_in
 from slmkit.core.data import load, manifest
-from slmkit.core.settings import KitError
-from slmkit.reason.step_templates import (THINK, answers_alone, by_task, checked, final, held, next_of_task, said,
-    sizes_figure, slope, states, steps_figure, swaps, tasks_figure, template, two_coins)
+from slmkit.reason.step_templates import (by_task, checked, coins, held, next_of_task, said, states, swaps, template,
+    two_coins)
 
-NB = ROOT/"nbs/reason/step_templates.ipynb"
-notebook = partial(ran, NB)
-TRAINED = {"the-right-state-beats-none", "a-wrong-template-is-no-better-than-none"}
+TRAINED = {"the-right-state-beats-none", "a-wrong-template-is-no-better-than-none", "dots-are-no-better-than-none"}
 REAL = {"chains-beat-answers-on-bbh", "right-states-come-with-right-answers"}
 
 # ---- the oracle: coins as parities, swaps as permutation matrices
@@ -62,12 +58,11 @@ def test_few_moves_are_drawn_more_often_and_a_length_can_be_asked():
     assert set(lengths) == {1, 2, 3, 4, 5} and lengths.count(1) > 1.7*lengths.count(5)
     assert {len(two_coins(random.Random(i), moves=6)["moves"]) for i in range(20)} == {6}
 
-def test_slope_is_numpys():
-    rng = np.random.default_rng(0)
-    for n in (2, 5, 9):
-        x, y = rng.random(n), rng.random(n)
-        assert slope(x.tolist(), y.tolist()) == pytest.approx(np.polyfit(x, y, 1)[0])
-    with pytest.raises(KitError, match="two different x"): slope([1, 1], [0, 1])
+def test_coins_are_split_and_labelled_by_the_first_coin():
+    train, test = coins("train", 300, 3, 4), coins("test", 50, 3, 4, 2)
+    assert {r["steps"] for r in train} == {1, 2, 3, 4} and {r["steps"] for r in test} == {2}
+    assert not {r["input"] for r in train} & {r["input"] for r in test}
+    for r in test: assert r["label"] == said(template("none", r))
 
 # ---- chains of the published form, made up here
 
@@ -102,16 +97,6 @@ def test_states_of_a_chain_are_checked_against_permutation_matrices():
 
 def test_chains_that_are_none():
     assert held("no idea") == [] and checked([("a", "b")], []) == [False] and checked([], [dict(a="x")]) == []
-    assert final("the answer is 3.5.") == "3.5"
-    assert final("so it goes") == ""
-    assert final("the answer is A. No, the answer is (B).") == "(B)"
-
-def test_answers_alone_keeps_questions_and_answers():
-    prompt = "About.\n\n" + "\n\n".join(
-        f"Q: what is {i} ?\nOptions:\n(A) x\nA: {THINK}\nSo. The answer is near.\nSo the answer is {i}.5."
-        for i in range(3))
-    assert answers_alone(prompt) == "About.\n\n" + "\n\n".join(f"Q: what is {i} ?\nOptions:\n(A) x\nA: {i}.5"
-        for i in range(3))
 
 def test_tasks_of_three_sizes_count_once():
     rows = [dict(task=f"move_{n}_objects", target="x") for n in ("three", "five", "seven")
@@ -120,19 +105,7 @@ def test_tasks_of_three_sizes_count_once():
     assert shares == {"move": .5, "one": 1.}
     assert next_of_task(rows, list("abcdefg")) == list("badcfeg")
 
-# ---- the notebook
-
-def tiny_llama(folder, width=16):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from slmkit.toyland.tokenizer import build_tokenizer
-    tok = build_tokenizer()
-    tok.save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=width, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=1024, pad_token_id=0, bos_token_id=3,
-            eos_token_id=1)).save_pretrained(folder)
-    return str(folder)
+# ---- the reproductions
 
 @pytest.fixture
 def bbh(tmp_path, monkeypatch):
@@ -145,9 +118,7 @@ def bbh(tmp_path, monkeypatch):
             questions.append(dict(task=task, id=f"{task}-{i}", input=q, target=target))
             outputs.append(dict(task=task, id=f"{task}-{i}", target=target, cot=chain, cot_answer="(A)",
                     direct_answer="(B)"))
-    prompts = [dict(task=t, prompt=f"About.\n\nQ: {t} ?\nA: {THINK}\nIt is. So the answer is (A).", shots=1)
-        for t in {q["task"] for q in questions}]
-    for name, split, rows in (("bbh", "test", questions), ("bbh", "prompts", prompts), ("bbh-codex", "test", outputs)):
+    for name, split, rows in (("bbh", "test", questions), ("bbh-codex", "test", outputs)):
         folder = tmp_path/"data"/manifest()[name]["folder"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder/"FETCHED").touch()
@@ -160,35 +131,28 @@ def test_real_rows_are_an_evaluation_set(bbh):
     assert len(rows) == 80 and set(rows.column_names) == {"id", "input", "label"} and rows[0]["label"] in ("(A)", "(B)")
     assert load("bbh-codex", "test")[0]["teacher_label"] == "(A)"
 
-@pytest.mark.slow
-def test_stored_outputs_and_the_same_seed(tmp_path, torch_pool, bbh):
-    one, two = (notebook(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == TRAINED | REAL
+def reproduction(pool, folder, name, short="", **given):
+    e, found = executed_in(pool, ROOT/f"nbs/reason/step_templates_repro{short}.ipynb", folder, name, **given)
+    assert e["status"] == "ok", e["error"]
+    return found
+
+def test_published_outputs_are_recounted_a_tenth_a_seed(tmp_path, torch_pool, bbh):
+    one, two = (reproduction(torch_pool, tmp_path, n, "_bbh", profile="real", seed=3) for n in ("one", "two"))
+    assert one == two and set(one) == REAL
     real = one["chains-beat-answers-on-bbh"]
     assert real["n_rows"] == 8 and real["arms"]["chain"] + real["arms"]["direct"] == 1
     assert one["right-states-come-with-right-answers"]["arms"]["right states"] == 1
 
-@pytest.mark.slow
-def test_gpu_path_on_a_tiny_checkpoint(tmp_path, monkeypatch, torch_pool):
+def test_made_up_rows_stand_in_at_smoke(tmp_path, monkeypatch, torch_pool):
     monkeypatch.delenv("SLMKIT_DATA", raising=False)
-    one, two = tiny_llama(tmp_path/"lm"), tiny_llama(tmp_path/"wide", 32)
-    found = notebook(tmp_path, torch_pool, profile="gpu", model=one, steps=2, n=60, sizes=f"{one} {two}")
-    assert set(found) == TRAINED | {"the-gain-grows-with-the-size"}  # without data there are no real rows
-    assert {f"state, {one}", f"size, {two}"} <= set(found["the-gain-grows-with-the-size"]["arms"])
-    assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
+    found = reproduction(torch_pool, tmp_path, "made_up", "_bbh", profile="smoke", seed=0)
+    assert set(found) == REAL and found["right-states-come-with-right-answers"]["arms"]["right states"] == 1
 
-@pytest.mark.slow
-def test_paper_path_prompts_a_tiny_checkpoint(tmp_path, torch_pool, bbh):
-    found = notebook(tmp_path, torch_pool, profile="paper", model=tiny_llama(tmp_path/"lm"))
-    # it writes no state
-    assert set(found) == {"chains-beat-answers-on-bbh"} and found["chains-beat-answers-on-bbh"]["n_rows"] == 80
-
-@pytest.mark.parametrize("given,said_", [(dict(data="dice"), "no data 'dice'"),
-        (dict(data="bbh"), "data bbh is not here")])
-def test_what_can_not_be_run_is_said(tmp_path, monkeypatch, torch_pool, given, said_):
-    monkeypatch.delenv("SLMKIT_DATA", raising=False)
-    with pytest.raises(Failed, match=said_):
-        notebook(tmp_path, torch_pool, profile="smoke", **given)
+def test_runs_that_learned_are_counted(tmp_path, torch_pool):
+    found = reproduction(torch_pool, tmp_path, "coins", profile="smoke", seed=1, n=40, steps=2)
+    assert set(found) == TRAINED
+    a = found["the-right-state-beats-none"]["arms"]
+    assert found["the-right-state-beats-none"]["value"] == (a["state"] >= .9) - max(a["none"] >= .9, a["direct"] >= .9)
 
 def test_the_sets_are_in_the_manifest():
     for name in ("bbh", "bbh-codex"):
@@ -196,17 +160,3 @@ def test_the_sets_are_in_the_manifest():
         assert len(m["commit"]) == 40
         assert "MIT" in m["licence"]
         assert all(len(f["sha256"]) == 64 for f in m["files"].values())
-
-def test_figures_need_no_run():
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    ways = ("state", "other", "none", "direct")
-    for draw, arms, lines in ((steps_figure, {f"{w}_{k}": .5 for w in ways for k in (1, 3, 5)}, 5),
-            (sizes_figure, {f"{w}, {s}": .5 for w in ways for s in "ab"} | {"size, a": 5., "size, b": 6.,
-                "slope, gain": 1., "slope, direct": 0.}, 2), (tasks_figure, {f"{w}, {t}": x
-                for w, x in (("direct", .2), ("chain", .9)) for t in "ab"} | dict(direct=.2, chain=.9, others=.1), 3)):
-        fig, ax = plt.subplots()
-        draw([dict(arms=arms)]*2, ax)
-        assert len(ax.lines) == lines and ax.get_xlabel()
-        plt.close(fig)
