@@ -285,7 +285,10 @@ def _table(node, named):
     "A dict written out, also as `dict(...)`, by a name of its cell, or joined by `|`."
     if isinstance(node, ast.Name): return _table(named.get(node.id), {k: v for k, v in named.items() if k != node.id})
     if isinstance(node, ast.BinOp): return {**_table(node.left, named), **_table(node.right, named)}
-    if isinstance(node, ast.Call): return {k.arg: _plain(k.value) for k in node.keywords if k.arg}
+    if isinstance(node, ast.Call):
+        whole = [*node.args, *(k.value for k in node.keywords if not k.arg)]  # dict(zoo, n=1), dict(**zoo, n=1)
+        return {k: v for n in whole for k, v in _table(n, named).items()} | {
+            k.arg: _plain(k.value) for k in node.keywords if k.arg}
     return node and isinstance(_plain(node), dict) and _plain(node) or {}
 
 # %% ../../nbs/run/notebooks.ipynb #d059ffa7
