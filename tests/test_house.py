@@ -16,7 +16,7 @@ GROUND = {"slmkit", "slmkit.files", "slmkit.core.settings"}  # every room stands
 BELOW = {  # room -> the rooms that it may import from, apart from itself and the ground
     "toyland": "",
     "core": "toyland",
-    "recipes": "core toyland reason",  # the probes run small programs, as reason.programs does
+    "recipes": "core toyland reason",  # the probes run small programs, as reason.interpreter does
     **{family: f"core toyland {' '.join(TECHNIQUES)}" for family in TECHNIQUES},
     "run": "core",
     "verdicts": "run core",

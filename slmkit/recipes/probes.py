@@ -14,12 +14,12 @@ __all__ = ['NEAR', 'FAR', 'PROBES', 'LONG', 'number_endings', 'copying_probe', '
 import random
 import torch
 from ..core.fit import collate, kind_of, to_device
-from ..reason.programs import apart
+from ..reason.interpreter import apart
 from ..toyland.documents.sample import text
 from ..toyland.world import GROUPS, PEOPLE, THINGS, TOWNS, facts, plural, vocabulary
 from ..toyland.tasks import task
 from ..core.generate import generate_answers
-from ..reason.programs import apart
+from ..reason.interpreter import apart
 
 # %% ../../nbs/recipes/probes.ipynb #dcdf4930
 def number_endings(rng, right):

@@ -1,16 +1,8 @@
-"""The interpreter against Python itself on what it allows, an attack list against both walls, the three ways of
-writing a solution, the gpu path."""
-from functools import partial
-import ast, json, math, random, time
+"The interpreter against Python itself on what it allows, and an attack list against both walls."
+import ast, random, time
 import pytest
-from conftest import ROOT, Failed, ran
-from slmkit.core.score import arithmetic
 from slmkit.core.settings import KitError
-from slmkit.reason.programs import (FUNCTIONS, LARGEST, apart, as_program, as_rationale, as_text, recomputed, run,
-    sizes_figure, steps_of, value)
-from slmkit.toyland.tasks import task
-
-NB = ROOT/"nbs/reason/programs.ipynb"
+from slmkit.reason.interpreter import FUNCTIONS, LARGEST, apart, as_text, run, value
 
 # ---- the oracle: Python
 
@@ -45,21 +37,6 @@ def test_what_is_allowed_is_what_python_computes():
             ran += 1
         if theirs is None: assert ours is None
     assert ran > 200
-
-def test_the_label_of_a_word_problem_and_its_two_solutions_have_the_same_value():
-    for digits in (1, 2, 3, 4):
-        for r in task("word_problems", "train", 60, seed=digits, digits=digits, steps=4):
-            steps = steps_of(r["label"])
-            program, why = as_program("nuts", *steps), as_rationale("nuts", *steps)
-            assert as_text(run(program)) == why.rpartition("answer : ")[2] == r["answer"]
-            assert arithmetic(r["label"]) == run(program)
-            assert as_text(run(recomputed(why))) == r["answer"]
-
-def test_recomputing_mends_sums_and_nothing_else():
-    assert run(recomputed("nuts start at 36 . 36 + 4 is 99 . 99 * 2 is 5 . answer : 5")) == 80
-    for broken in ("", "nuts start at", "answer : 4", "36 + is is 4", "a b is c . answer : 3"):
-        try: assert isinstance(run(recomputed(broken)), (int, float))
-        except KitError: pass
 
 def test_answers_as_text():
     assert [as_text(x) for x in (34.0, 34, None, -2.0, .5, 10**15)] == ["34", "34", "", "-2", "0.5", "1000000000000000"]
@@ -152,50 +129,3 @@ def test_what_a_program_prints_is_no_answer():
 
 def test_a_process_that_can_not_start_is_said():
     with pytest.raises(KitError, match="does not start"): apart(["1"], run="no_such_module:run")
-
-# ---- the notebook
-
-CLAIMS = {"programs-beat-rationales", "programs-are-better-lessons", "the-gap-grows-with-the-numbers"}
-notebook = partial(ran, NB)
-
-def tiny_t5(folder):
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
-    from slmkit.toyland.tokenizer import build_tokenizer
-    tok = build_tokenizer()
-    tok.save_pretrained(folder)
-    torch.manual_seed(0)
-    T5ForConditionalGeneration(T5Config(vocab_size=len(tok), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)).save_pretrained(folder)
-    return str(folder)
-
-@pytest.mark.slow
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
-    mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
-    mine.write_text("\n".join(json.dumps(dict(input=f"tom has {i} nuts . he buys 3 . how many ?", label=str(i + 3),
-            program=f"n = {i} + 3", rationale=f"nuts start at {i} . {i} + 3 is {i + 3} . answer : {i + 3}"))
-            for i in range(120)), encoding="utf-8")
-    found = notebook(tmp_path, torch_pool, profile="gpu", model=tiny_t5(tmp_path/"t5"), data=str(mine), steps=2)
-    assert set(found) == CLAIMS - {"the-gap-grows-with-the-numbers"} | {"verified-programs-are-better"}
-    assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
-
-def test_a_file_without_programs_is_told_so(tmp_path, torch_pool):
-    (tmp_path/"mine.jsonl").write_text("\n".join(json.dumps(dict(input=f"{i} ?", label="1")) for i in range(60)),
-        encoding="utf-8")
-    with pytest.raises(Failed, match="has no column program and no column rationale"):
-        notebook(tmp_path, torch_pool, profile="smoke", data=str(tmp_path/"mine.jsonl"))
-
-@pytest.mark.slow
-def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (notebook(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == CLAIMS
-
-def test_figure_needs_no_run():
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    arms = {f"{w}_{d}": .5 for w in ("program", "rationale", "answer", "rationale, recomputed") for d in (1, 2, 3, 4)}
-    fig, ax = plt.subplots()
-    sizes_figure([dict(arms=arms)]*2, ax)
-    assert len(ax.lines) == 4 and list(ax.get_xticks()) == [1, 2, 3, 4]
-    plt.close(fig)
