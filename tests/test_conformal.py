@@ -10,7 +10,8 @@ from conftest import ran
 from slmkit.core.fit import collate, encode_seq2seq
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
-from slmkit.judge.conformal import (alike, class_thresholds, conformal, first_miss, options, pac, parse, path, resample, size,
+from slmkit.judge.conformal import (alike, class_thresholds, conformal, first_miss, options, pac, parse, path, resample,
+    size,
     taken_away, with_holes, word_costs)
 from slmkit.toyland.tasks import task
 

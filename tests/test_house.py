@@ -18,6 +18,7 @@ BELOW = {  # room -> the rooms that it may import from, apart from itself and th
     "core": "toyland",
     "recipes": "core toyland reason",  # the probes run small programs, as reason.interpreter does
     **{family: f"core toyland {' '.join(TECHNIQUES)}" for family in TECHNIQUES},
+    "distill": f"core toyland recipes {' '.join(TECHNIQUES)}",  # specialize asks what pretraining taught: the probes
     "run": "core",
     "verdicts": "run core",
     "lab": "verdicts run core",

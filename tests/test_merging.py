@@ -159,7 +159,8 @@ def test_rows_of_a_mixed_batch_are_those_of_models_merged_one_by_one(base, vecto
         for i, x in enumerate(inputs):
             w = router(seen[i:i + 1]).softmax(-1)[0]
             assert .1 < w.max() < .9
-            one = apply_vector(model, {n: shared[n] + sum(a*p[n][0] @ p[n][1] for a, p in zip(w, parts)) for n in shared})
+            one = apply_vector(model, {n: shared[n] + sum(a*p[n][0] @ p[n][1] for a, p in zip(w, parts))
+                for n in shared})
             ids, mask = encode_prompts(model, tok, [x], 64)
             assert torch.allclose(one(input_ids=ids).logits[0, -1], logits[i], atol=5e-3)
             assert generate_answers(one, tok, [x], max_new_tokens=6, progress=False) == together[i:i + 1]

@@ -1,5 +1,5 @@
-"""Specializing: examples before questions, generic questions against one row at a time, stored distributions against the
-model's own, right solutions, watching."""
+"""Specializing: examples before questions, generic questions against one row at a time, stored distributions against
+the model's own, right solutions, watching."""
 import copy, random
 import pytest, torch
 import torch.nn.functional as F

@@ -311,7 +311,8 @@ def test_bad_input(llama):
 
 # ---- the notebooks
 
-CLAIMS = {"": {"fewer-passes", "more-redundant-more-tokens", "copy-beside-draft", "longer-more-tokens", "learning-draft",
+CLAIMS = {"": {"fewer-passes", "more-redundant-more-tokens", "copy-beside-draft", "longer-more-tokens",
+    "learning-draft",
     "exploring-draft"}, "_real": {"lookup-saves-passes-real", "text-at-hand-real", "learning-draft-real",
     "exploring-draft-real"}}
 

@@ -1,5 +1,5 @@
-"""Affine groups against torchao and numpy, packing against numpy's bits, GPTQ against its formula with explicit inverses, AWQ's
-search, the rule for group sizes, bad input, smoke runs."""
+"""Affine groups against torchao and numpy, packing against numpy's bits, GPTQ against its formula with explicit
+inverses, AWQ's search, the rule for group sizes, bad input, smoke runs."""
 import random
 import numpy as np, pytest, torch
 
