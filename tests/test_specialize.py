@@ -95,7 +95,8 @@ def test_watching_changes_nothing(tiny):
     model, tok = tiny
     rows, seen = encode_causal(tok, Q, A), {}
     def look(number, model): seen[number] = (model.training, generate_answers(model, tok, Q, 3, progress=False))
-    plain, looked = (fit(fresh_copy(model, 0), loss, batches(rows, 2, 0, random.Random(0)), steps=6, progress=False).loss
+    plain, looked = (fit(fresh_copy(model, 0), loss, batches(rows, 2, 0, random.Random(0)),
+        steps=6, progress=False).loss
                      for loss in (lm_loss, watched(lm_loss, {0, 3}, look)))
     assert plain == looked and set(seen) == {0, 3} and not any(t for t, _ in seen.values())
 

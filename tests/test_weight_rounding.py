@@ -4,8 +4,8 @@ import random
 import numpy as np, pytest, torch
 
 from slmkit.compress.weight_rounding import (
-    adaptive_group_size, affine, awq, bits_a_weight, check_unrounded, deal, dequantize, gptq, input_grams, inverse_factor,
-    mean_range, output_error, pack, permute_inputs, quantize, round_to_nearest, rounded, row_parts, unpack)
+    adaptive_group_size, affine, awq, bits_a_weight, check_unrounded, deal, dequantize, gptq,
+    input_grams, inverse_factor, mean_range, output_error, pack, permute_inputs, quantize, round_to_nearest, rounded, row_parts, unpack)
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import linear_layers, load_model
 
@@ -128,7 +128,8 @@ def test_output_error_and_grams_are_what_layers_do(lm):
         for row in rows: model(input_ids=torch.tensor([row["input_ids"]]))
         hook.remove()
         x = torch.cat(seen)
-        assert grams.keys() == linear_layers(model).keys() and torch.allclose(grams[name], x.T @ x, rtol=1e-4, atol=1e-3)
+        assert grams.keys() == linear_layers(model).keys()
+        assert torch.allclose(grams[name], x.T @ x, rtol=1e-4, atol=1e-3)
         changed = round_to_nearest(layer.weight, 3, 16)
         want = (x @ (changed - layer.weight).T).pow(2).sum().item()
         assert output_error(layer.weight, changed, grams[name]) == pytest.approx(want, rel=1e-3)
