@@ -5,7 +5,8 @@ import numpy as np, pytest, torch
 
 from slmkit.compress.weight_rounding import (
     adaptive_group_size, affine, awq, bits_a_weight, check_unrounded, deal, dequantize, gptq,
-    input_grams, inverse_factor, mean_range, output_error, pack, permute_inputs, quantize, round_to_nearest, rounded, row_parts, unpack)
+    input_grams, inverse_factor,
+    mean_range, output_error, pack, permute_inputs, quantize, round_to_nearest, rounded, row_parts, unpack)
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import linear_layers, load_model
 
