@@ -432,9 +432,13 @@ def test_a_figure_may_have_been_read_in_the_paper():
 
 # what ships
 
+# Entries whose technique has moved on, without a confirmed successor yet: it may only shrink.
+WAITING = set()
+
 def test_the_ledger_declares_what_the_notebooks_declare_and_says_why(monkeypatch):
     monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
     for e in ours():
+        if e["technique"] in WAITING: continue
         said = {c["name"]: c for c in declared_in(techniques()[e["technique"]])}
         assert set(e["claims"]) <= set(said), e["technique"]
         for n, c in e["claims"].items():
@@ -445,7 +449,7 @@ def test_the_ledger_declares_what_the_notebooks_declare_and_says_why(monkeypatch
 
 def test_ten_seeds_and_their_extension_follow_from_the_records(monkeypatch):
     monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
-    [entry] = entries("reason/step_templates")
-    v = Verdict(**entry["claims"]["the-right-state-beats-none"]["verdict"])
-    assert (v.outcome, v.n, v.level, v.attempts) == ("holds", 20, .98, 1)
+    [entry] = entries("distill/offline_logits")
+    v = Verdict(**entry["claims"]["recalibration-beats-more-labels"]["verdict"])
+    assert (v.outcome, v.n, v.level, v.attempts) == ("open", 20, .98, 1)
     assert Verdict(**entry["claims"]["chains-beat-answers-on-bbh"]["verdict"]).scale == "from published outputs"
