@@ -452,4 +452,5 @@ def test_ten_seeds_and_their_extension_follow_from_the_records(monkeypatch):
     [entry] = entries("distill/offline_logits")
     v = Verdict(**entry["claims"]["recalibration-beats-more-labels"]["verdict"])
     assert (v.outcome, v.n, v.level, v.attempts) == ("open", 20, .98, 1)
-    assert Verdict(**entry["claims"]["chains-beat-answers-on-bbh"]["verdict"]).scale == "from published outputs"
+    [told] = entries("reason/step_templates-bbh")
+    assert Verdict(**told["claims"]["chains-beat-answers-on-bbh"]["verdict"]).scale == "from published outputs"

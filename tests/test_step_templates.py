@@ -137,7 +137,7 @@ def reproduction(pool, folder, name, short="", **given):
     return found
 
 def test_published_outputs_are_recounted_a_tenth_a_seed(tmp_path, torch_pool, bbh):
-    one, two = (reproduction(torch_pool, tmp_path, n, "_bbh", profile="real", seed=3) for n in ("one", "two"))
+    one, two = (reproduction(torch_pool, tmp_path, n, "_bbh", profile="cpu", seed=3) for n in ("one", "two"))
     assert one == two and set(one) == REAL
     real = one["chains-beat-answers-on-bbh"]
     assert real["n_rows"] == 8 and real["arms"]["chain"] + real["arms"]["direct"] == 1
