@@ -1,16 +1,14 @@
-"""Masks against loops, the authors' running mean and torchao; SquareHead against loops; zeros that stay zeros;
-checkpoints, bad input."""
-from functools import partial
-import copy, json, math, random
+"""Masks against loops, the authors' running mean and torch; SparseGPT against the exact brain surgeon; SquareHead
+against loops; zeros that stay zeros; bad input."""
+import copy, math, random
 import numpy as np, pytest, torch
-from conftest import ROOT, ran
-from slmkit.compress.sparse_recovery import (by_dimension, counted, input_norms, mask_of, masks_of, prune, recovering,
-    sparsity_figure, square_head, wanda, zeros)
+from slmkit.compress.sparse_recovery import (CUTS, counted, first_calls, hold_masks, mask_of, prune_columns,
+    prune_one_shot, recovering, run_layer, sparsegpt, square_head, wanda, zeros)
 from slmkit.core.fit import batches, collate, fit
 from slmkit.core.settings import KitError
+from slmkit.core.trunk import decoder_layers
 from slmkit.core.zoo import linear_layers
 
-NB = ROOT/"nbs/compress/sparse_recovery.ipynb"
 SHAPE = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=1, pad_token_id=0, bos_token_id=3, eos_token_id=1, attn_implementation="eager",
     initializer_range=.3)
@@ -45,70 +43,133 @@ def test_masks_equal_the_rule_written_out(sparsity):
     rng = np.random.default_rng(1)
     w, norm = rng.normal(size=(7, 20)), rng.random(20)*9
     for group in (0, 4, 10):
-        got = mask_of(wanda(torch.tensor(w), torch.tensor(norm)), sparsity, group)
+        got = mask_of(wanda(torch.tensor(w), torch.diag(torch.tensor(norm)**2)), sparsity, group)
         assert (got.numpy() == by_hand(w, norm, sparsity, group)).all()
-    assert (mask_of(wanda(torch.tensor(w), torch.tensor(norm)), sparsity).sum(1) == 20 - int(20*sparsity)).all()
+    assert (mask_of(wanda(torch.tensor(w), torch.diag(torch.tensor(norm)**2)),
+        sparsity).sum(1) == 20 - int(20*sparsity)).all()
 
-def test_of_equals_the_first_goes():
-    assert mask_of(torch.ones(2, 4), .5).tolist() == [[False, False, True, True]]*2
+def test_of_equals_as_many_go():
+    assert mask_of(torch.ones(5, 8), .5).sum(1).tolist() == [4]*5
+    assert mask_of(torch.ones(5, 8), .5, 4).view(-1, 4).sum(1).tolist() == [2]*10
 
-def test_norms_equal_the_authors_running_mean_and_padding_is_left_out(data):
-    model, heard = llama(), {}
-    def hook(name): return lambda m, args: heard.setdefault(name, []).append(args[0])
+def heard(model, data):
+    "{name: inputs of each linear layer, padding left out, float64}, by hooks of this test's own."
+    out, here = {}, []
+    def hook(name): return lambda m, args: out.setdefault(name, []).append(args[0][here[-1]].double())
     hooks = [m.register_forward_pre_hook(hook(n)) for n, m in linear_layers(model).items()]
     with torch.no_grad():
-        for b in data: model.base_model(b["input_ids"], b["attention_mask"])
+        for b in data:
+            here.append(b["attention_mask"] == 1)
+            model.base_model(b["input_ids"], b["attention_mask"])
     for h in hooks: h.remove()
-    norms = input_norms(model, data)
-    assert set(norms) == set(heard) and len(norms) == 14
-    for name, calls in heard.items():
-        mean, samples, total = 0., 0, 0.
-        for b, x in zip(data, calls):
-            for i in range(len(x)):  # one row at a time, as WrappedGPT.add_batch does
-                tokens = x[i][b["attention_mask"][i] == 1].double()
-                mean = mean*samples/(samples + 1) + (tokens**2).sum(0)/(samples + 1)
-                samples += 1
-                for t in tokens: total = total + t**2
-        assert torch.allclose(norms[name].double(), total.sqrt(), rtol=1e-5)
-        w = linear_layers(model)[name].weight.detach()
-        theirs = w.double().abs()*mean.sqrt()
-        assert torch.equal(mask_of(theirs, .75), masks_of(model, .75, norms)[name])
+    return {n: torch.cat(x) for n, x in out.items()}
 
-def test_torchs_own_pruning_gives_the_magnitude_mask():
+def test_grams_are_those_of_the_model_and_padding_is_left_out(data):
+    model = llama()
+    inputs, (name, layers) = heard(model, data), decoder_layers(model)
+    with torch.no_grad():
+        calls = first_calls(model, layers[0], data)
+        for i, layer in enumerate(layers):
+            grams, calls = run_layer(layer, calls)
+            for n, gram in grams.items():
+                x = inputs[f"{name}.{i}.{n}"]
+                assert torch.allclose(gram.double(), x.T @ x, rtol=1e-4, atol=1e-5)
+
+def test_wandas_masks_equal_the_authors_running_mean(data):
+    model = llama()
+    pruned = copy.deepcopy(model)
+    masks = prune_one_shot(pruned, data, "wanda", .75)
+    assert set(masks) == set(linear_layers(model)) and len(masks) == 14
+    first = next(n for n in masks if "layers.0" in n and "q_proj" in n)  # below it nothing is pruned
+    x = heard(model, data)[first]
+    w, mean = linear_layers(model)[first].weight.detach(), 0.
+    for k, token in enumerate(x): mean = mean*k/(k + 1) + token**2/(k + 1)  # as WrappedGPT.add_batch does
+    assert torch.equal(mask_of(w.double().abs()*mean.sqrt(), .75), masks[first])
+    assert torch.equal(linear_layers(pruned)[first].weight, w*masks[first])
+
+def test_later_layers_are_scored_by_what_pruned_ones_give(data):
+    model = llama()
+    pruned = copy.deepcopy(model)
+    masks = prune_one_shot(pruned, data, "wanda", .75)
+    x = heard(pruned, data)
+    name = next(n for n in masks if "layers.1" in n and "q_proj" in n)
+    w = linear_layers(model)[name].weight.detach()
+    assert torch.equal(masks[name], mask_of(w.abs()*x[name].pow(2).sum(0).sqrt().float(), .75))
+
+def test_torchs_own_pruning_gives_the_magnitude_mask(data):
     from torch.nn.utils import prune as peer
     model = llama()
+    masks = prune_one_shot(copy.deepcopy(model), data, "magnitude", .7)
     for name, m in linear_layers(model).items():
         for r in range(0, len(m.weight), 5):
             row = torch.nn.Module()
             row.w = torch.nn.Parameter(m.weight[r].detach().clone())
             peer.l1_unstructured(row, "w", int(.7*m.weight.shape[1]))
-            assert torch.equal(row.w_mask.bool(), masks_of(model, .7)[name][r])
+            assert torch.equal(row.w_mask.bool(), masks[name][r])
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("block", [None, 4])
-def test_torchao_by_its_own_convention(block):
-    """Its sparsifier takes the squared norm and compares over the whole layer, as one long row; its 2:4 blocks are
-    groups of four."""
-    peer = pytest.importorskip("torchao.sparsity")
-    torch.manual_seed(0)
-    net, x = torch.nn.Sequential(torch.nn.Linear(20, 8)), torch.randn(30, 20)*torch.rand(20)*5
-    w = net[0].weight.detach().clone()
-    sparsifier = peer.WandaSparsifier(sparsity_level=.6, semi_structured_block_size=block)
-    sparsifier.prepare(net, [dict(tensor_fqn="0.weight")])
-    net(x)
-    sparsifier.step()
-    sparsifier.squash_mask()
-    scores = wanda(w, x.pow(2).sum(0))
-    ours = mask_of(scores, .5, 4) if block else mask_of(scores.reshape(1, -1), .6).view_as(w)
-    assert torch.equal(net[0].weight != 0, ours)
+def test_only_the_layers_asked_for_are_pruned(data):
+    model = llama()
+    masks = prune_one_shot(model, data, "magnitude", .5, only=[1])
+    assert masks and all("layers.1." in n for n in masks) and zeros(model) == pytest.approx(.25, abs=.01)
+
+# ---- SparseGPT
+
+def problem(rows=5, columns=8, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, columns, generator=g).double() @ torch.randn(columns, columns, generator=g).double()
+    return torch.randn(rows, columns, generator=g).double(), x
+
+def upper(gram): return torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
+
+def test_each_column_is_made_up_for_by_those_right_of_it():
+    "After column j is decided, the columns right of it are the least-squares answer for what the left ones now say."
+    w, x = problem()
+    gram, keep = x.T @ x, torch.rand(5, 8, generator=torch.Generator().manual_seed(1)) > .4
+    new, errors = prune_columns(w, upper(gram), keep)
+    assert torch.equal(new != 0, keep)
+    for r in range(len(w)):
+        now = w[r].clone()
+        for j in range(8):
+            left = torch.cat([now[:j], torch.where(keep[r, j], now[j:j + 1], 0.)])
+            assert errors[r, j].item() == pytest.approx(((now[j] - left[j])/upper(gram)[j, j]).item(), abs=1e-8)
+            rest = torch.linalg.lstsq(x[:, j + 1:], x @ w[r] - x[:, :j + 1] @ left).solution if j < 7 else now[:0]
+            now = torch.cat([left, rest])
+        assert torch.allclose(new[r], now, atol=1e-6)
+
+def test_blocks_change_nothing_but_when_a_mask_is_chosen():
+    w, x = problem(4, 12)
+    gram = x.T @ x
+    H = gram + .01*gram.diag().mean()*torch.eye(12)
+    whole = sparsegpt(w, gram, .5, block=12)
+    scores = (w/upper(H).diag())**2
+    keep = mask_of(scores.reshape(1, -1), .5).view_as(w)
+    assert torch.allclose(whole, prune_columns(w, upper(H), keep)[0], atol=1e-8)
+    pairs = sparsegpt(w, gram, .5, block=4)
+    assert all((pairs[:, i:i + 4] == 0).sum() == 8 for i in (0, 4, 8))
+
+def test_two_of_four_and_less_error_than_choosing_alone():
+    for seed in range(4):
+        w, x = problem(16, 24, seed)
+        gram = x.T @ x
+        cuts = {cut: f(w, gram, .5, 4) for cut, f in CUTS.items()}
+        assert all(((c != 0).view(16, 6, 4).sum(-1) == 2).all() for c in cuts.values())
+        lost = {cut: (x @ (c - w).T).pow(2).sum().item() for cut, c in cuts.items()}
+        assert lost["sparsegpt"] < lost["wanda"] and lost["sparsegpt"] < lost["magnitude"]
+        still = sparsegpt(w, gram, .5, 4, update=False)
+        assert torch.equal(still != 0, cuts["sparsegpt"] != 0) and torch.equal(still[still != 0], w[still != 0])
+
+def test_an_input_that_is_never_there_loses_its_weights():
+    w, x = problem()
+    x[:, 3] = 0
+    assert (sparsegpt(w, x.T @ x, .25)[:, 3] == 0).all() and sparsegpt(w, x.T @ x, .25).isfinite().all()
 
 # ---- held masks
 
 def test_masked_weights_stay_exactly_zero_while_all_others_learn(data):
     model = llama()
-    masks = masks_of(model, .6, input_norms(model, data))
+    masks = prune_one_shot(copy.deepcopy(model), data, "wanda", .6)
     before = copy.deepcopy(model)
-    student = prune(copy.deepcopy(model), masks)
+    student = hold_masks(copy.deepcopy(model), masks)
     kept = {n: m.weight.detach().clone() for n, m in linear_layers(student).items()}
     stream = batches(rows(40), 8, 0, random.Random(0))
     h = fit(student, recovering(model, "layers"), stream, steps=12, lr=.1, progress=False)
@@ -123,13 +184,14 @@ def test_masked_weights_stay_exactly_zero_while_all_others_learn(data):
 
 def test_a_copy_is_free_again(data):
     model = llama()
-    copied = copy.deepcopy(prune(copy.deepcopy(model), masks_of(model, .5)))
+    masks = prune_one_shot(copy.deepcopy(model), data, "magnitude", .5)
+    copied = copy.deepcopy(hold_masks(copy.deepcopy(model), masks))
     fit(copied, recovering(model, "labels"), batches(rows(40), 8, 0, random.Random(0)), steps=2, lr=.1, progress=False)
     assert zeros(copied) < .01
 
-def test_counts():
+def test_counts(data):
     model = llama()
-    masks = masks_of(model, .75)
+    masks = prune_one_shot(copy.deepcopy(model), data, "magnitude", .75)
     whole, kept = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
     c, rest = counted(model, masks), model.num_parameters() - whole
     assert whole == sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
@@ -171,24 +233,13 @@ def test_square_head_does_not_hear_volume_or_padding_and_its_gradient_is_right()
     f = lambda *s: square_head(s, teacher, here)
     assert torch.autograd.gradcheck(f, [s.requires_grad_() for s in student])
 
-def test_by_dimension_written_out():
-    student, teacher, here = states(3)
-    want = []
-    for s, t in zip(student, teacher):
-        for k in range(4):
-            ts, ss = t[here][:, k].numpy(), s[here][:, k].numpy()
-            want.append(((ss - ts)**2).mean()/(ts.var(ddof=1) + 1e-6))
-    assert by_dimension(student, teacher, here).item() == pytest.approx(np.mean(want), rel=1e-12)
-    moved = [t + 5 for t in teacher]  # what is the same for every word is not what the variance measures
-    assert by_dimension([s + 5 for s in student], moved, here).item() == pytest.approx(np.mean(want), rel=1e-9)
-
 def test_recovery_losses_by_hand(data):
     teacher, student, b = llama(0), llama(1), data[0]
     here = b["attention_mask"] == 1
     with torch.no_grad():
         t, s = (m(**b, output_hidden_states=True) for m in (teacher, student))
         loss = {kind: recovering(teacher, kind, .3)(student, b).item()
-            for kind in ("labels", "logits", "layers", "dimensions")}
+            for kind in ("labels", "logits", "layers")}
     assert loss["labels"] == pytest.approx(s.loss.item())
     gaps = []
     for i in range(len(here)):
@@ -198,8 +249,6 @@ def test_recovery_losses_by_hand(data):
                 gaps.append((p*(p/q).log()).sum().item())
     assert len(gaps) == 4 and loss["logits"] == pytest.approx(s.loss.item() + .3*np.mean(gaps), rel=1e-5)
     assert loss["layers"] == pytest.approx(s.loss.item() + .3*square_head(s.hidden_states[1:], t.hidden_states[1:],
-            here).item(), rel=1e-6)
-    assert loss["dimensions"] == pytest.approx(s.loss.item() + .3*by_dimension(s.hidden_states[1:], t.hidden_states[1:],
             here).item(), rel=1e-6)
     with torch.no_grad():
         assert recovering(student, "layers")(student, b).item() == pytest.approx(s.loss.item(), rel=1e-6)
@@ -217,49 +266,10 @@ def test_the_control_teacher_reads_another_row(data):
 
 # ---- bad input
 
-def test_bad_input():
+def test_bad_input(data):
     from transformers import GPT2Config, GPT2LMHeadModel
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(KitError, match="a GPT2LMHeadModel keeps its weights in no nn.Linear") as e: linear_layers(gpt)
     assert "\n" not in str(e.value)
-    with pytest.raises(KitError, match="no whole number of groups of 5"): masks_of(llama(), .5, group=5)
+    with pytest.raises(KitError, match="no groups of 5"): prune_one_shot(llama(), data, "wanda", .5, group=5)
     with pytest.raises(KitError, match="no kind 'logit': did you mean"): recovering(None, "logit")
-
-# ---- the notebook
-
-CLAIMS = {"layers-beat-labels", "layers-beat-logits", "inputs-choose-better", "layers-matter-at-high-sparsity",
-          "dimensions-beat-layers"}
-run = partial(ran, NB)
-
-@pytest.mark.slow
-def test_gpu_path_on_a_tiny_checkpoint_and_a_file(tmp_path, torch_pool):
-    from slmkit.toyland.tokenizer import build_tokenizer
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    tok = build_tokenizer()
-    tok.save_pretrained(tmp_path/"qwen")
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "vocab_size": len(tok)})).save_pretrained(tmp_path/"qwen")
-    mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}")) for i in range(100)),
-        encoding="utf-8")
-    found = run(tmp_path, torch_pool, profile="gpu", model=str(tmp_path/"qwen"), data=str(mine), steps=2,
-        sparsity=.5, group=4)
-    assert set(found) == CLAIMS and all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
-    assert found["layers-beat-labels"]["arms"]["sparsity"] == .5
-
-@pytest.mark.slow
-def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    # whose arms are slow
-    assert one == two and set(one) == CLAIMS - {"layers-matter-at-high-sparsity", "dimensions-beat-layers"}
-
-def test_figure_needs_no_run():
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    ways = ("layers", "logits", "labels", "unrecovered")
-    arms = {f"{w}{end}": .5 for w in ways for end in ("", "_at_0.5", "_at_0.75")} | dict(teacher=.9, sparsity=.9)
-    fig, ax = plt.subplots()
-    sparsity_figure([dict(arms=arms)]*2, ax)
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["100%", "50%", "25%", "10%"]
-    plt.close(fig)
