@@ -1,15 +1,15 @@
-"""Steering written out with probabilities, the loop against full forward passes and transformers' generate, cut
-models, bad input, the gpu path."""
-from functools import partial
-import copy, json, math
+"""Steering written out with probabilities, the loop against full forward passes and transformers' generate, what is
+graded, bad input, the reproduction from start to end."""
+import ast, copy, json, math
 import pytest, torch
-from conftest import ROOT, ran
-from slmkit.adapt.logit_steering import Dynamic, check_pair, cut, matched, plane_figure, shift, steered, together
+from conftest import ROOT, Failed, run_in, told
+from slmkit.adapt.logit_steering import (Dynamic, answers, check_pair, decode_together, fact_rows, grade, matched,
+    shift, split_people, steered)
 from slmkit.core.generate import encode_prompts
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 
-NB = ROOT/"nbs/adapt/logit_steering.ipynb"
+REPRO = ROOT/"nbs/adapt/logit_steering_repro.ipynb"
 INPUTS = ["the home of ana is in", "hugo loves to eat", "the job of the friend of yan , who lives in oslo , is"]
 
 @pytest.fixture(scope="module")
@@ -65,17 +65,17 @@ def test_one_model_in_step_is_transformers_greedy_search(lm):
     ids, mask = encode_prompts(model, tok, INPUTS, 64)
     want = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=7, do_sample=False,
         num_beams=1)[:, ids.shape[1]:]
-    assert torch.equal(together([model], lambda x: x, ids, mask, 7), want)
+    assert torch.equal(decode_together([model], lambda x: x, ids, mask, 7), want)
 
 def test_three_models_in_step_are_their_full_forward_passes(lm):
     large, tok = lm
-    small = cut(large, [0, -1])
+    small, _ = load_model("lm-0.4m", "cpu", kind="causal")
     torch.manual_seed(0)
     tuned = copy.deepcopy(small)
     with torch.no_grad():
         for p in tuned.parameters(): p += torch.randn_like(p)*p.std()/20 if p.ndim > 1 else 0
     dynamic, ids_mask = Dynamic(), encode_prompts(large, tok, INPUTS, 64)
-    got = together([large, tuned, small], dynamic, *ids_mask, 5)
+    got = decode_together([large, tuned, small], dynamic, *ids_mask, 5)
     weights = torch.stack(dynamic.weights, 1)
     assert weights.shape == got.shape == (3, 5) and (weights > 0).all() and (weights <= 2).all()
     for i, x in enumerate(INPUTS):
@@ -90,22 +90,6 @@ def test_three_models_in_step_are_their_full_forward_passes(lm):
             ids = torch.cat([ids, token[None]], 1)
             if token.item() == tok.eos_token_id: break
 
-def test_cut_keeps_the_layers_named_and_all_of_them_change_nothing(lm):
-    model, tok = lm
-    ids, mask = encode_prompts(model, tok, INPUTS, 64)
-    with torch.no_grad():
-        whole = cut(model, range(5))
-        assert torch.equal(whole(input_ids=ids, attention_mask=mask).logits,
-            model(input_ids=ids, attention_mask=mask).logits)
-        two = cut(model, [0, -1])
-        assert two.config.num_hidden_layers == 2 and model.config.num_hidden_layers == 5
-        assert torch.equal(two.model.layers[1].mlp.up_proj.weight, model.model.layers[4].mlp.up_proj.weight)
-        two.model.layers[0].mlp.up_proj.weight.zero_()
-        assert model.model.layers[0].mlp.up_proj.weight.abs().sum() > 0
-        twice = cut(model, [0, 0])
-        twice.model.layers[0].mlp.up_proj.weight.zero_()
-        assert twice.model.layers[1].mlp.up_proj.weight.abs().sum() > 0
-
 def test_other_vocabularies_and_architectures_are_refused(lm):
     from tokenizers import Tokenizer, models
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -116,51 +100,73 @@ def test_other_vocabularies_and_architectures_are_refused(lm):
     assert "\n" not in str(e.value)
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(KitError, match="no support for gpt2"):
-        together([model, gpt], lambda a, b: a, torch.ones(1, 2).long(), torch.ones(1, 2).long(), 1)
+        decode_together([model, gpt], lambda a, b: a, torch.ones(1, 2).long(), torch.ones(1, 2).long(), 1)
 
-run = partial(ran, NB)
+def test_adding_logits_is_adding_log_probabilities():
+    large, tuned, base = logs()
+    moved = [x + torch.randn(5, 1).double()*9 for x in (large, tuned, base)]
+    assert torch.allclose(steered(*moved, .7), steered(large, tuned, base, .7), atol=1e-9)
 
-def qwen(tok, folder, **shape):
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    torch.manual_seed(0)
-    tok.save_pretrained(folder)
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=shape.pop("vocab_size", len(tok)), hidden_size=16, intermediate_size=32,
-            num_attention_heads=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0, bos_token_id=3,
-            **shape)).save_pretrained(folder)
-    return str(folder)
+@pytest.mark.parametrize("seed", range(3))
+def test_people_are_divided_and_test_people_are_always_the_same(seed):
+    train, valid, test = split_people(seed)
+    assert [len(x) for x in (train, valid, test)] == [12, 8, 40] and len({*train, *valid, *test}) == 60
+    assert test == split_people(9)[2] and train != split_people(9)[0] and train == split_people(seed)[0]
 
-CLAIMS = {"steering-joins-knowledge-and-behaviour", "dynamic-beats-static", "dynamic-closes-the-gap",
-    "facts-come-from-pretraining"}
-@pytest.mark.slow
-def test_gpu_path_on_a_real_pair_of_tiny_checkpoints_and_a_file(tmp_path, torch_pool, lm):
-    tok = lm[1]
-    # padded, as larger models of a family are
-    large = qwen(tok, tmp_path/"large", num_hidden_layers=3, vocab_size=len(tok) + 8)
-    small = qwen(tok, tmp_path/"small", num_hidden_layers=1)
-    mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
-    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}",
-            rationale=f"{i + 1} . good .")) for i in range(100)), encoding="utf-8")
-    found = run(tmp_path, torch_pool, profile="gpu", model=large, small=small, data=str(mine), steps=2)
-    assert set(found) == CLAIMS and found["dynamic-beats-static"]["n_rows"] == 15
-    assert all(math.isfinite(v) for r in found.values() for v in r["arms"].values())
+def test_answers_are_graded_by_fact_and_form():
+    rows = fact_rows(["ana"], "kind")
+    v, kind = rows[0]["label"], rows[0]["id"].split()[1]
+    said = [f"{v} . that is a {kind} .", f"rome2 . that is a {kind} .", f"{v} .", f"{v}x . that is a {kind} .", ""]
+    same = rows.select([0]*5)
+    graded = grade(said, same)
+    assert rows[0]["rationale"] == said[0] and fact_rows(["ana"])[0]["rationale"] == f"{v} ."
+    assert graded["right"] == [True, False, False, False, False]
+    assert graded["form"] == [True, True, False, True, False] and graded["knows"] == [True, False, True, False, False]
 
-@pytest.mark.slow
-def test_gpu_path_cuts_a_checkpoint(tmp_path, torch_pool, lm):
-    large = qwen(lm[1], tmp_path/"large", num_hidden_layers=3)
-    found = run(tmp_path, torch_pool, profile="gpu", model=large, heal=2, steps=2)
-    assert set(found) == CLAIMS and found["dynamic-beats-static"]["model"] == large
+def test_answers_of_one_model_are_the_kits(lm):
+    from slmkit.core.generate import generate_answers
+    model, tok = lm
+    want = generate_answers(model, tok, [f"so {x}" for x in INPUTS], max_new_tokens=6, progress=False)
+    assert answers([model], tok, INPUTS, max_new_tokens=6, prefix="so ") == want
+
+# ---- the reproduction
+
+def run(tmp_path, pool, name="run", **parameters):
+    "The one record of the reproduction."
+    e, _ = run_in(pool, REPRO, tmp_path/"out", id=name, parameters=parameters, env=told(REPRO, tmp_path, name))
+    if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
+    line, = (tmp_path/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(line)
+
+def claims_in(notebook):
+    "Names of the claims that a notebook declares."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    nodes = [n for c in cells if c["cell_type"] == "code" for n in ast.walk(ast.parse("".join(c["source"])))]
+    return {n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"}
 
 @pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):
     one, two = (run(tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one == two and set(one) == CLAIMS - {"facts-come-from-pretraining"}  # whose arms are slow
+    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(REPRO)
+    assert all(math.isfinite(v) for v in one["arms"].values())
 
-def test_figure_needs_no_run():
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    names = ["large", "small", "small_tuned", "large_tuned", "dynamic", "down", "at_0.5", "at_1.0"]
-    fig, ax = plt.subplots()
-    plane_figure([dict(arms={f"{n}_{k}": .5 for n in names for k in ("form", "knows")})]*2, ax)
-    assert {t.get_text() for t in ax.texts} >= {"large", "small, tuned", "0.5", "1"}
-    plt.close(fig)
+def qwen(tok, folder, layers, vocab_size):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    torch.manual_seed(0)
+    tok.save_pretrained(folder)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
+            num_attention_heads=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0,
+            bos_token_id=3)).save_pretrained(folder)
+    return str(folder)
+
+@pytest.mark.slow
+def test_checkpoints_and_a_file_of_ones_own(tmp_path, torch_pool, lm):
+    tok = lm[1]
+    large = qwen(tok, tmp_path/"large", 3, len(tok) + 8)  # padded, as larger models of a family are
+    small = qwen(tok, tmp_path/"small", 1, len(tok))
+    mine = tmp_path/"mine.jsonl"  # split by the checksums of its inputs
+    mine.write_text("\n".join(json.dumps(dict(input=f"after {i} comes", label=f"{i + 1}",
+            rationale=f"{i + 1} . good .")) for i in range(100)), encoding="utf-8")
+    found = run(tmp_path, torch_pool, profile="smoke", model=large, small=small, larger=large, data=str(mine), steps=2)
+    assert set(found["claims"]) == claims_in(REPRO) and found["n_rows"] == 8
+    assert all(math.isfinite(v) for v in found["arms"].values())

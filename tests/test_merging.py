@@ -11,7 +11,7 @@ from slmkit.core.generate import generate_answers, encode_prompts
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import linear_layers
 
-REPRO = ROOT/"nbs/adapt/merging_repro.ipynb"
+REPRO, REAL = (ROOT/f"nbs/adapt/merging_repro{end}.ipynb" for end in ("", "_real"))
 
 @pytest.fixture(scope="module")
 def base():
@@ -136,6 +136,17 @@ def test_whole_parts_give_the_expert_back(base, vectors, lam):
         assert not torch.allclose(plain, want, atol=.1)
         assert torch.equal(merged(**batch).logits, plain)
 
+def test_vectors_and_parts_of_some_layers_leave_the_others_alone(base, vectors):
+    some = [{n: x for n, x in v.items() if n.endswith("q_proj")} for v in vectors]
+    batch = batch_of(base, ["lena likes the ship ."])
+    moved = weights(apply_vector(base[0], some[1]))
+    same = {n for n, w in weights(base[0]).items() if torch.equal(w, moved[n])}
+    assert same == set(moved) - set(some[1]) and len(some[1]) == base[0].config.num_hidden_layers
+    routed = copy.deepcopy(base[0])
+    Routed(routed, low_rank_parts(some, None, 999), router_for(base[0], [0., 1., 0.]))
+    with torch.no_grad():
+        assert torch.allclose(routed(**batch).logits, apply_vector(base[0], some[1])(**batch).logits, atol=2e-3)
+
 def test_nothing_shared_is_a_shared_vector_of_zeros(vectors):
     bare, zeros = low_rank_parts(vectors, None, 2), low_rank_parts(vectors, merge(vectors, scale=0.), 2)
     assert all(torch.equal(a, b) for p, q in zip(bare, zeros) for n in p for a, b in zip(p[n], q[n]))
@@ -206,9 +217,10 @@ def claims_in(notebook):
     return {n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"}
 
 @pytest.mark.slow
-def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (run(REPRO, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(REPRO)
+@pytest.mark.parametrize("notebook", [REPRO, REAL], ids=["toyland", "smollm2"])
+def test_same_seed_same_record(notebook, tmp_path, torch_pool):
+    one, two = (run(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
+    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(notebook)
     assert all(math.isfinite(v) for v in one["arms"].values())
 
 @pytest.mark.slow

@@ -60,10 +60,10 @@ def merge(
     "{name: λ · rule of the experts' matrices}."
     return {n: scale*rule(torch.stack([v[n] for v in vectors])) for n in vectors[0]}
 def apply_vector(base, vector):
-    "A copy of the base whose matrices are moved by the vector."
+    "A copy of the base whose matrices, as many as the vector names, are moved by it."
     model = copy.deepcopy(base)
     with torch.no_grad():
-        for n, layer in linear_layers(model).items(): layer.weight += vector[n]
+        for n, change in vector.items(): model.get_submodule(n).weight += change
     return model
 
 # %% ../../nbs/adapt/merging.ipynb #99a69776
@@ -160,9 +160,9 @@ class Routed:
             raise KitError(f"Routed: the router tells {router.out_features} tasks apart, there are {len(parts)} parts")
         self.router, self.features, self.gates = router, features or partial(mean_embedding, model), None
         self.hooks = [model.register_forward_pre_hook(self.route, with_kwargs=True)]
-        for n, layer in linear_layers(model).items():
+        for n in parts[0]:
             up, down = torch.cat([p[n][0] for p in parts], 1), torch.cat([p[n][1] for p in parts])
-            self.hooks.append(layer.register_forward_hook(partial(self.after, up, down)))
+            self.hooks.append(model.get_submodule(n).register_forward_hook(partial(self.after, up, down)))
     def route(self, model, args, kwargs): # a single token that follows keeps its row's weights
         ids, mask = kwargs["input_ids"] if "input_ids" in kwargs else args[0], kwargs.get("attention_mask")
         if mask is None: mask = torch.ones_like(ids)
