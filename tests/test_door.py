@@ -70,7 +70,7 @@ def test_runs_and_reports_do_not_need_utf8(foreign, tmp_path):
     assert "né → ×" in whole_text(tmp_path/"r/report.html")
 
 def test_check_and_sync_do_not_need_utf8(clone, foreign):
-    module = clone/"slmkit/infer/kv_budget.py"
+    module = clone/"slmkit/infer/kv_cache.py"
     made = whole_text(module)
     assert not made.isascii()
     module.unlink()
@@ -220,8 +220,8 @@ def test_an_architecture_that_a_technique_cannot_do_is_told(tmp_path):
     made = tmp_path/"mine"
     shutil.copytree(zoo_folder()/"lm-1m", made)
     config = json.loads((made/"config.json").read_text(encoding="utf-8"))
-    (made/"config.json").write_text(json.dumps(config | dict(num_key_value_heads=1)), encoding="utf-8")
-    assert "kv_budget needs 2 key heads a layer, this llama has 1" in refused("kv_budget", model=str(made))
+    (made/"config.json").write_text(json.dumps(config | dict(model_type="mistral")), encoding="utf-8")
+    assert "kv_cache can't work on a mistral" in refused("kv_cache", model=str(made))
 
 def test_others_run_where_a_model_fits_some(tmp_path):
     runs = plan(chosen(["ladder_side", "step_by_step"], root=ROOT), "smoke", [0], model="lm-1m")
