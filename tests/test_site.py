@@ -178,8 +178,9 @@ def test_a_browser_finds_nothing_amiss(site):
         page.keyboard.press("Enter")
         page.locator("#search-results a", has_text="Distilling step by step").first.click()
         page.wait_for_url("**/step_by_step.html*")
-        asked = {"speculative decoding": "speculative_decoding", "pruning": "compress/", "quantisation": "weight_only",
-                 "chain of thought": "reason/", "kv cache": "infer/", "qlora": "low_rank", "gptq": "weight_only"}
+        asked = {"speculative decoding": "speculative_decoding", "pruning": "compress/", "qlora": "quantized_tuning",
+                 "quantisation": "weight_rounding", "chain of thought": "reason/", "kv cache": "infer/",
+                 "gptq": "weight_rounding"}
         for words, lesson in asked.items():
             page.goto(f"{base}/search.html?q={words.replace(' ', '+')}")
             first = page.locator("#search-results li a").first
