@@ -1,5 +1,5 @@
-"""A classifier's free energy says how much support its logits give to any label at all. Questions of high energy go to a larger model. Which score routes
-best is a small matter beside the ratio of the two prices.
+"""A classifier's free energy says how much support its logits give to any label at all. Questions of high energy go to a larger model; whether
+that pays depends on the ratio of the two prices.
 
 Docs: https://slmkit.github.io/slmkit/infer/energy_routing.html.md"""
 
