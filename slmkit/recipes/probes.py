@@ -19,7 +19,6 @@ from ..toyland.documents.sample import text
 from ..toyland.world import GROUPS, PEOPLE, THINGS, TOWNS, facts, plural, vocabulary
 from ..toyland.tasks import task
 from ..core.generate import generate_answers
-from ..reason.interpreter import apart
 
 # %% ../../nbs/recipes/probes.ipynb #dcdf4930
 def number_endings(rng, right):
