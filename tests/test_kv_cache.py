@@ -1,4 +1,4 @@
-"""KV caches of a budget: transformers under the same masks, selections against numpy loops, one key head, bad input."""
+"KV caches of a budget: transformers under the same masks, selections against numpy, one key head, bad input."
 import math, random
 import numpy as np
 import pytest, torch
@@ -161,7 +161,8 @@ def test_snapkv_decides_once_from_the_window_s_pooled_attention(model):
                 pooled = [first[r, h][max(0, i - 1):i + 2].max() for i in range(N)]
                 rest = sorted(range(N - 3), key=lambda i: (-pooled[i], i))[:6]
                 want = sorted([*rest, *range(N - 3, N)])
-                for step in range(MOST): assert np.flatnonzero(seen[step][r, h]).tolist() == want + [*range(N, N + step)]
+                for step in range(MOST):
+                    assert np.flatnonzero(seen[step][r, h]).tolist() == want + [*range(N, N + step)]
 
 @pytest.mark.parametrize("budget,stride", [(8, 3), (5, 2), (6, 6)])
 def test_recycled_is_a_loop_over_places(model, budget, stride):

@@ -1,4 +1,5 @@
-"""Straight through against PyTorch's own fake quantization, gradients of scales written out, arrangements that leave the rest alone."""
+"""Straight through against PyTorch's own fake quantization, gradients of scales written out, arrangements that leave
+the rest alone."""
 import copy
 import pytest, torch
 from torch import nn
