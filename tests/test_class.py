@@ -155,7 +155,14 @@ class Pool(grade.ThreadPoolExecutor):
         if cancel_futures: self.stopped.set()
         super().shutdown(wait=wait)
 
-def test_ctrl_c_keeps_what_is_graded(monkeypatch):
+@pytest.fixture
+def interruptible():
+    "Ctrl-C arrives, also where a shell has started the tests in the background, which ignores it."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+def test_ctrl_c_keeps_what_is_graded(monkeypatch, interruptible):
     monkeypatch.setattr(grade, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(grade, "all_cases", lambda lab, seed: {})
     monkeypatch.setattr(grade, "check_sandbox", lambda *args: None)
