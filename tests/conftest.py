@@ -131,6 +131,18 @@ def ran(notebook, tmp_path, pool, name="run", **parameters):
     if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
     return by_claim(tmp_path/f"{name}.jsonl")
 
+def the_record(notebook, tmp_path, pool, name="run", **parameters):
+    "The one record of a reproduction, all its claims in it, run in a pool; Failed says why not."
+    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=told(notebook, tmp_path, name))
+    if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
+    line, = (tmp_path/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(line)
+
+def claims_in(notebook):
+    "Names of the claims that a notebook declares."
+    from slmkit.run.notebooks import declared_in
+    return {c["name"] for c in declared_in(notebook)}
+
 def by_claim(record):
     "What a notebook recorded, by claim."
     from slmkit.run.batch import recorded

@@ -1,8 +1,9 @@
 """Steering written out with probabilities, the loop against full forward passes and transformers' generate, what is
 graded, bad input, the reproduction from start to end."""
-import ast, copy, json, math
+from functools import partial
+import copy, json, math
 import pytest, torch
-from conftest import ROOT, Failed, run_in, told
+from conftest import ROOT, claims_in, the_record
 from slmkit.adapt.logit_steering import (Dynamic, answers, check_pair, decode_together, fact_rows, grade, matched,
     shift, split_people, steered)
 from slmkit.core.generate import encode_prompts
@@ -131,18 +132,7 @@ def test_answers_of_one_model_are_the_kits(lm):
 
 # ---- the reproduction
 
-def run(tmp_path, pool, name="run", **parameters):
-    "The one record of the reproduction."
-    e, _ = run_in(pool, REPRO, tmp_path/"out", id=name, parameters=parameters, env=told(REPRO, tmp_path, name))
-    if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
-    line, = (tmp_path/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads(line)
-
-def claims_in(notebook):
-    "Names of the claims that a notebook declares."
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    nodes = [n for c in cells if c["cell_type"] == "code" for n in ast.walk(ast.parse("".join(c["source"])))]
-    return {n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"}
+run = partial(the_record, REPRO)
 
 @pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):

@@ -1,9 +1,9 @@
 """Adapters change nothing before training, train only their own numbers, and are what their formulas say; budgets,
 bad input, the lesson's LoRA against the kit's, the reproductions from start to end."""
-import ast, copy, json, math
+import copy, math
 import pytest, torch
 from torch import nn
-from conftest import ROOT, Failed, run_in, told
+from conftest import ROOT, claims_in, the_record
 from slmkit.adapt.low_rank import (ATTENTION, MLP, BottleneckAdapter, NOLALinear, adapted, nola_factors, size_for)
 from slmkit.core import lora
 from slmkit.core.settings import KitError
@@ -141,23 +141,10 @@ def test_the_lessons_lora_is_the_kits(written, lm, ids, rank, alpha):
 
 # ---- the reproductions
 
-def run(notebook, tmp_path, pool, name="run", **parameters):
-    "The one record of a reproduction."
-    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=told(notebook, tmp_path, name))
-    if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
-    line, = (tmp_path/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads(line)
-
-def claims_in(notebook):
-    "Names of the claims that a notebook declares."
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    nodes = [n for c in cells if c["cell_type"] == "code" for n in ast.walk(ast.parse("".join(c["source"])))]
-    return {n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"}
-
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", [REPRO, REAL], ids=["toyland", "banking"])
 def test_same_seed_same_record(notebook, tmp_path, torch_pool):
-    one, two = (run(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
+    one, two = (the_record(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(notebook)
     assert all(math.isfinite(v) for v in one["arms"].values())
 
@@ -169,5 +156,5 @@ def test_a_checkpoint_of_ones_own(tmp_path, torch_pool, lm):
     Qwen2ForCausalLM(Qwen2Config(vocab_size=len(lm[1]), hidden_size=16, intermediate_size=32, num_attention_heads=2,
             num_hidden_layers=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0,
             bos_token_id=3)).save_pretrained(tmp_path/"qwen")
-    found = run(REPRO, tmp_path, torch_pool, profile="smoke", model=str(tmp_path/"qwen"), steps=2)
+    found = the_record(REPRO, tmp_path, torch_pool, profile="smoke", model=str(tmp_path/"qwen"), steps=2)
     assert set(found["claims"]) == claims_in(REPRO)

@@ -1,9 +1,9 @@
 """Merging against peft, scikit-learn and weights merged by hand; routed parts in mixed, padded and decoded batches;
 bad input; the reproductions from start to end."""
 from functools import partial
-import ast, copy, json, math
+import copy, json, math
 import pytest, torch
-from conftest import ROOT, Failed, run_in, told
+from conftest import ROOT, claims_in, the_record
 from slmkit.adapt.merging import (Routed, apply_vector, dare, factors, load_tasks, low_rank_parts, mean_embedding,
     mean_hidden_state, merge, routed_output, task_vector, ties, train_expert, train_router, weights)
 from slmkit.core.data import load
@@ -203,23 +203,10 @@ def test_a_router_of_another_number_of_tasks_is_refused(base, vectors):
 
 # ---- the reproductions
 
-def run(notebook, tmp_path, pool, name="run", **parameters):
-    "The one record of a reproduction."
-    e, _ = run_in(pool, notebook, tmp_path/"out", id=name, parameters=parameters, env=told(notebook, tmp_path, name))
-    if e["status"] != "ok": raise Failed(f"{e['status']}: {e['error']}")
-    line, = (tmp_path/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads(line)
-
-def claims_in(notebook):
-    "Names of the claims that a notebook declares."
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    nodes = [n for c in cells if c["cell_type"] == "code" for n in ast.walk(ast.parse("".join(c["source"])))]
-    return {n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"}
-
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", [REPRO, REAL], ids=["toyland", "smollm2"])
 def test_same_seed_same_record(notebook, tmp_path, torch_pool):
-    one, two = (run(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
+    one, two = (the_record(notebook, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
     assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(notebook)
     assert all(math.isfinite(v) for v in one["arms"].values())
 
@@ -237,7 +224,7 @@ def test_a_checkpoint_and_a_file_of_ones_own(tmp_path, torch_pool):
     mine = tmp_path/"mine.jsonl"
     mine.write_text("\n".join(json.dumps(dict(input=f"is {i} odd ?", label=("no", "yes")[i % 2])) for i in range(99)),
         encoding="utf-8")
-    found = run(REPRO, tmp_path, torch_pool, profile="smoke", model=str(folder), data=f"topics+{mine}", n=12, steps=2,
-        shown=4, rank=2)
+    found = the_record(REPRO, tmp_path, torch_pool, profile="smoke", model=str(folder), data=f"topics+{mine}",
+                       n=12, steps=2, shown=4, rank=2)
     assert set(found["claims"]) == claims_in(REPRO) and found["n_rows"] == 12
     assert all(math.isfinite(v) for v in found["arms"].values())

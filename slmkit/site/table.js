@@ -45,8 +45,7 @@ document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("t
 
 // One switch hides all code of a page, and is remembered: for who reads words, tables and pictures only.
 function codeSwitch() {
-  const first = document.querySelector("article div.cell");
-  if (!first || document.querySelectorAll("div.cell_input").length < 3) return;
+  if (document.querySelectorAll("article div.cell_input").length < 3) return;
   const button = make("button", { type: "button", className: "code-switch" });
   const set = hidden => {
     document.body.classList.toggle("no-code", hidden);
