@@ -4,6 +4,7 @@ import json, os, re, shutil
 import pytest
 from conftest import ROOT, write_notebook
 from slmkit.core import zoo
+from slmkit.core.sets import manifest
 from slmkit.core.settings import KitError
 from slmkit.run import start as s
 from slmkit.cli.main import main
@@ -160,3 +161,50 @@ def test_mistakes_that_only_a_run_can_see_are_one_line_each(project, capfd, monk
 def test_missing_set_stops_before_anything_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("SLMKIT_DATA", str(tmp_path/"none"))
     with pytest.raises(KitError, match="slmkit data fetch svamp"): s.ready(dict(model="x", data="svamp"))
+
+ASKED = '''
+from slmkit.core.settings import settings
+from slmkit.core.claims import claim
+cfg = settings(profile, smoke=dict(model="t5-1m"), real=dict(model="smollm2-135m", sets=["svamp"]))
+asked = claim("asked-gain", work="w", says="It is asked.", kind="effect", metric="points", least=.02, draws=True,
+    value=lambda a: a["a"] - a["b"], control=lambda a: a["c"] - a["b"])
+asked.record(seed, rows=["r"], a=.5 + .01*seed, b=.4, c=.4)
+'''
+
+def real_tour(root, monkeypatch, sets):
+    "A tour whose first technique asks a real model's stored answers about rows of `sets`, a folder."
+    (root/"settings.ini").write_text("[slmkit]\nstart = judge/asked@real step_by_step\n", encoding="utf-8")
+    write_notebook(root/"nbs/judge/asked.ipynb", ASKED, parameters='profile = "real"\nseed = 0')
+    monkeypatch.setenv("SLMKIT_DATA", str(sets))
+
+def told_fetch(monkeypatch, fault):
+    "The names that are fetched, where fetching fails with `fault`, if there is one."
+    from slmkit.cli import start as verb
+    names = []
+    def fetch(name):
+        names.append(name)
+        if fault: raise KitError(fault)
+        for file in manifest()[name]["files"].values():
+            path = verb.target()/manifest()[name]["folder"]/file["file"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+            (path.parent/"FETCHED").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(verb, "fetch", fetch)
+    return names
+
+def test_a_real_models_stored_answers_come_first_and_their_rows_are_fetched_once(project, capfd, monkeypatch):
+    root, names = project(RECORD), told_fetch(monkeypatch, "")
+    real_tour(root, monkeypatch, root/"sets")
+    code, out, err = said(capfd, "start", "--budget", "0.1s", "-j", 1)
+    assert code == 0, err
+    done = [(r["technique"], r["profile"]) for r in reading(root/"runs/start")[0]]
+    assert done[:2] == [("judge/asked", "real"), ("distill/step_by_step", "cpu")] and names == ["svamp"]
+    assert "judge/asked at profile real; distill/step_by_step at profile cpu" in out and "run step_by_step" in out
+
+def test_without_a_network_the_real_model_is_left_out_in_a_sentence(project, capfd, monkeypatch):
+    root, names = project(RECORD), told_fetch(monkeypatch, "no way there")
+    real_tour(root, monkeypatch, root/"none")
+    code, out, err = said(capfd, "start", "--budget", "0.1s", "-j", 1)
+    assert code == 0, err
+    assert {r["technique"] for r in reading(root/"runs/start")[0]} == {"distill/step_by_step"}
+    assert "not fetched: no way there" in out and "judge/asked at profile real is left out" in out
