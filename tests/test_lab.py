@@ -139,14 +139,25 @@ def test_links_versions_hints_minutes(tmp_path):
         assert link in text
     for said in (lab.version, "divide by the temperature first", "20 minutes", "★★"): assert said in text
 
-@pytest.mark.parametrize("line, place", [("", "slmkit/slmkit"), ("repository = me/fork", "me/fork"),
-                                         ("repository = https://github.com/me/fork/", "me/fork")])
-def test_links_point_at_the_repository_of_the_settings(line, place, tmp_path, monkeypatch):
-    (tmp_path / "nbs").mkdir()
-    (tmp_path / "settings.ini").write_text(f"[slmkit]\n{line}\n", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    made = building.build(labs.read(SMALL), tmp_path / "labs", run=False)
-    assert f"/github/{place}/blob/main/labs/distill_lab_small.ipynb" in text_of(made["student"])
+def test_without_a_place_a_lab_has_no_links_that_lead_nowhere(tmp_path):
+    text = text_of(building.build(labs.read(SMALL), tmp_path, run=False)["student"])
+    assert "jupyter lab distill_lab_small.ipynb" in text and "Upload notebook" in text
+    assert "colab.research" not in text and "vscode.dev" not in text
+
+def test_a_lab_of_ones_own_in_any_folder_proves_builds_and_is_never_written_over(tmp_path, monkeypatch, capsys):
+    from slmkit.cli.main import main
+    monkeypatch.chdir(tmp_path)  # no project
+    def said(*argv):
+        with pytest.raises(SystemExit) as e: main(["lab", *argv])
+        return e.value.code, capsys.readouterr()
+    assert said("new", "week 3")[0] == 0 and (tmp_path/"week 3.ipynb").is_file()
+    code, out = said("prove", "week 3.ipynb")
+    assert code == 0 and "own/week_3: 1 exercises, 3 mutants caught" in out.out
+    assert said("build", "week 3.ipynb")[0] == 0
+    student = (tmp_path/"labs/student/own_week_3.ipynb").read_text(encoding="utf-8")
+    assert "NotImplementedError" in student and "mutants" not in student and "np.mean" not in student
+    code, out = said("new", "week 3.ipynb")
+    assert code == 2 and "exists already" in out.err
 
 # ---- bad marks are told in one line
 

@@ -99,12 +99,25 @@ def prove_command(techniques, say):
     return fine
 
 # %% ../../nbs/cli/lab.ipynb #b5f4691e
+def _new_verb(lab):
+    @lab.command("new", epilog="Example: slmkit lab new week3.ipynb")
+    def _new(path: str):
+        "Start a lab of your own, in any folder: one exercise with its tests, its hint and its mutants."
+        from slmkit.core.settings import package_folder
+        place = Path(path if path.endswith(".ipynb") else f"{path}.ipynb")
+        if place.exists(): raise KitError(f"lab new: {place} exists already: choose another name")
+        text = (package_folder()/"lab/own.ipynb").read_text(encoding="utf-8")
+        name = re.sub(r"\W+", "_", place.stem).strip("_") or "my_lab"
+        typer.echo(f"wrote {whole(place, text.replace('my_lab', name))}")
+        typer.echo(f"next: write it, then slmkit lab prove {place}, and slmkit lab build {place}")
+
 ALL = "all where none is named"
 def _build_verb(lab):
-    @lab.command("build", epilog="Example: slmkit lab build distill/step_by_step --out labs")
+    @lab.command("build", epilog="Examples: slmkit lab build distill/step_by_step --out labs · "
+                                 "slmkit lab build mine.ipynb · slmkit lab build kd_head --place me/course/blob/main/2")
     def _build(techniques: list[str] = typer.Argument(None, help=ALL), out: str = typer.Option("labs", help="folder"),
-               place: str = typer.Option("", help="owner/repository/blob/branch/folder on GitHub, for the links; "
-                                                  "else the repository of settings.ini"),
+               place: str = typer.Option("", help="owner/repository/blob/branch/folder on GitHub: where your class "
+                                                  "finds the students' notebooks; links to open them lead there"),
                run: bool = typer.Option(True, help="run the solution to show expected output")):
         "Write student, solution and instructor notebooks."
         from slmkit.lab.build import build
@@ -156,7 +169,7 @@ def _gradebook_verb(lab):
 
 # %% ../../nbs/cli/lab.ipynb #928a2112
 def verbs(app): # typer.Typer
-    "Add `lab build`, `lab grade`, `lab prove`, `lab nbgrader` and `lab gradebook` to the command line."
+    "Add `lab new`, `lab build`, `lab grade`, `lab prove`, `lab nbgrader` and `lab gradebook` to the command line."
     lab = typer.Typer(help="Labs: build, grade, prove.", no_args_is_help=True)
     app.add_typer(lab, name="lab")
-    for add in _build_verb, _grade_verb, _prove_verb, _nbgrader_verb, _gradebook_verb: add(lab)
+    for add in _new_verb, _build_verb, _grade_verb, _prove_verb, _nbgrader_verb, _gradebook_verb: add(lab)

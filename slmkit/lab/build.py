@@ -6,13 +6,13 @@ Docs: https://slmkit.github.io/slmkit/lab/build.html.md"""
 
 # %% auto #0
 __all__ = ['YOURS', 'EMPTY', 'KERNEL', 'ADVICE', 'READ', 'SETUP', 'PASSES', 'NOT_SHOWN', 'shown', 'run_solution', 'expected',
-           'markdown_of', 'example', 'answer_id', 'new_cell', 'notebook', 'place_of_labs', 'file_name', 'opening',
+           'markdown_of', 'example', 'answer_id', 'new_cell', 'notebook', 'how_to_open', 'file_name', 'opening',
            'around', 'asked', 'body', 'question_sheet', 'sheet', 'build', 'survives', 'prove']
 
 # %% ../../nbs/lab/build.ipynb #6fcf7d69
 import hashlib, json, re, tempfile
 from pathlib import Path
-from ..core.settings import KitError, directives, kit_settings
+from ..core.settings import KitError, directives
 from ..files import whole
 from .grade import all_cases, cases, grade_bytes, harness
 from .lab import KINDS, fill, for_students, mutate, stub, uses
@@ -93,10 +93,16 @@ def notebook(lab, cells, kind): # Lab, (type, source) each, student | solution |
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 # %% ../../nbs/lab/build.ipynb #0dc70356
-def place_of_labs():
-    "Where built labs lie on GitHub, from `repository` in settings.ini: owner/repository/blob/branch/folder."
-    repository = kit_settings().get("repository", "slmkit/slmkit").removeprefix("https://github.com/")
-    return f"{repository.strip('/')}/blob/main/labs"
+def how_to_open(
+    name,  # of the student's notebook
+    place, # where it lies on GitHub: owner/repository/blob/branch/folder; "" = nowhere
+):
+    "The line that says how a lab is opened; links only where there is something behind them."
+    if not place: return f"Open it with `jupyter lab {name}`, in VS Code, or in Colab with *File*, *Upload notebook*."
+    links = [f"[Colab](https://colab.research.google.com/github/{place}/{name})",
+             f"[VS Code](https://vscode.dev/github/{place}/{name})",
+             f"[JupyterLab](http://localhost:8888/lab/tree/{name})"]
+    return "Open in " + " · ".join(links)
 def file_name(lab, kind):
     "Name of a built notebook: the student's has none of its kind in it."
     return f"{lab.technique.replace('/', '_')}{'' if kind == 'student' else '_' + kind}.ipynb"
@@ -112,12 +118,8 @@ SETUP = ("import importlib.util, subprocess, sys; importlib.util.find_spec('slmk
          "'https://github.com/slmkit/slmkit/archive/refs/tags/v{version}.tar.gz'])  # may run twice")
 
 # %% ../../nbs/lab/build.ipynb #3c004f5c
-def opening(lab, place): # Lab, of `place_of_labs`
+def opening(lab, place=""): # Lab, of `how_to_open`
     "First cells of a student's notebook: title, open links, version, the table of exercises, and the set-up line."
-    name = file_name(lab, "student")
-    links = [f"[Colab](https://colab.research.google.com/github/{place}/{name})",
-             f"[VS Code](https://vscode.dev/github/{place}/{name})",
-             f"[JupyterLab](http://localhost:8888/lab/tree/{name})"]
     rows = [f"| {i} | `{e.name}` | {e.points:g} | {e.minutes} | {'★'*e.difficulty} |"
             for i, e in enumerate(lab.exercises, 1)]
     rows += [f"| {i} | {q.name} ({KINDS[q.kind]}) | {q.points:g} | {q.minutes} | {'★'*q.difficulty} |"
@@ -126,7 +128,8 @@ def opening(lab, place): # Lab, of `place_of_labs`
     total = (f"{len(rows)} exercises, {sum(e.points for e in every):g} points, about "
              f"{sum(e.minutes for e in every)} minutes.")
     table = "| | exercise | points | minutes | difficulty |\n|---|---|---|---|---|\n" + "\n".join(rows)
-    text = [f"# Lab: {lab.title}", f"> {lab.sentence}", "Open in " + " · ".join(links), table, total, ADVICE,
+    opened = how_to_open(file_name(lab, "student"), place)
+    text = [f"# Lab: {lab.title}", f"> {lab.sentence}", opened, table, total, ADVICE,
             *[READ]*bool(lab.questions), f"*Built from {lab.technique}, slmkit {lab.version}, source {lab.digest}.*"]
     return [("markdown", "\n\n".join(text)), ("code", SETUP.format(version=lab.version))]
 
@@ -194,12 +197,12 @@ def sheet(lab):
 def build(
     lab,       # Lab
     out,       # folder: student/, solution/ and instructor/ are made in it
-    place="",  # where the student's notebooks will lie on GitHub, for the links; "" = settings.ini's repository
+    place="",  # where the student's notebooks will lie on GitHub, for the links; "" = no links
     run=True,  # run the solution to show its output; False is faster and shows none
 ):
     "Write the three notebooks of a lab; gives their paths. Same source, same bytes."
     outputs = expected(lab) if run else {}
-    first = opening(lab, place or place_of_labs())
+    first = opening(lab, place)
     cells = {k: first + body(lab, k, outputs, run) for k in ("student", "solution")} | {"instructor": sheet(lab)}
     return {k: whole(Path(out, k, file_name(lab, k)), notebook(lab, c, k)) for k, c in cells.items()}
 
