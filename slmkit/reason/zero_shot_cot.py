@@ -8,9 +8,9 @@ Docs: https://slmkit.github.io/slmkit/reason/zero_shot_cot.html.md"""
 __all__ = ['NUMBER', 'POSITIVE', 'SUM', 'NEUTRAL', 'made_up', 'published', 'right', 'prompts', 'final_answer', 'mcnemar',
            'written_sums', 'placebo', 'shuffled_words', 'holm']
 
-# %% ../../nbs/reason/zero_shot_cot.ipynb #f3f85626
+# %% ../../nbs/reason/zero_shot_cot.ipynb #502b22ac
 import random, re
-from math import comb
+from math import comb, isclose
 from ..core.data import read_rows, set_file
 
 # %% ../../nbs/reason/zero_shot_cot.ipynb #689a7bf2
@@ -33,12 +33,12 @@ def published():
     return [dict(set=c["dataset"], id=c["id"], question=c["question"], gold=c["gold"], chain=c["rationale"],
                  step_by_step=c["prediction"], at_once=d["prediction"]) for c, d in pairs]
 
-# %% ../../nbs/reason/zero_shot_cot.ipynb #fa84c0d0
+# %% ../../nbs/reason/zero_shot_cot.ipynb #2cb291e8
 def right(row, way): # of the logs; at_once | step_by_step
     "Whether the answer of one way is right: equal as a number, or else as lower-case text."
-    said, gold = row[way], row["gold"]
-    try: return float(said) == float(gold)
-    except ValueError: return said.strip().lower() == gold.strip().lower() != ""
+    said, gold = (text.strip().lower().replace(",", "") for text in (row[way], row["gold"]))
+    try: return isclose(float(said), float(gold))
+    except ValueError: return said == gold != ""
 
 # %% ../../nbs/reason/zero_shot_cot.ipynb #e3b309c0
 def prompts(
