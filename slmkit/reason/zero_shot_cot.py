@@ -77,7 +77,7 @@ def mcnemar(
     return min(1., 2*sum(comb(n, k) for k in range(min(gained, lost) + 1))/2**n)
 
 
-# %% ../../nbs/reason/zero_shot_cot.ipynb #58bf2eca
+# %% ../../nbs/reason/zero_shot_cot.ipynb #3452e9cb
 POSITIVE = r"\$?(\d[\d,]*(?:\.\d+)?)"
 SUM = re.compile(rf"(?<![\w.]){POSITIVE}\s*([-+*/x×÷])\s*{POSITIVE}\s*=\s*{POSITIVE}")
 def written_sums(text): # a chain
@@ -85,7 +85,7 @@ def written_sums(text): # a chain
     out = []
     for a, sign, b, c in SUM.findall(text):
         a, b, c = (float(x.replace(",", "")) for x in (a, b, c))
-        true = {"+": a + b, "-": a - b}.get(sign, a*b if sign in "*x×" else a/b if b else float("inf"))
+        true = {"+": a + b, "-": a - b}.get(sign, a*b if sign in "*x×" else a/b if b else float("nan"))
         out.append(abs(true - c) <= .01*max(1, abs(true)))
     return out
 
