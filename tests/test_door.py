@@ -205,8 +205,8 @@ def test_a_missing_column_or_cell_is_told_with_its_file(brought):
     assert said.startswith(f"{brought}/mine.csv: no column 'input' for input") and "--columns input=NAME" in said
     said = refused("step_by_step", data=str(brought/"mine.csv"), columns="input=question,label=anser")
     assert "no column 'anser' for label: did you mean 'answer'?" in said
-    assert "gap.csv: line 62: column 'label' is missing" in refused("ladder_side", data=str(brought/"gap.csv"))
-    assert "is a folder" in refused("ladder_side", data=str(brought))
+    assert "gap.csv: line 62: column 'label' is missing" in refused("judge/conformal", data=str(brought/"gap.csv"))
+    assert "is a folder" in refused("judge/conformal", data=str(brought))
 
 @pytest.mark.parametrize("name, model, told", [
     ("step_by_step", "t5-1n", "no model 't5-1n': did you mean 't5-1m'?"),
