@@ -1,9 +1,11 @@
 "Program-of-thought: three ways of writing one solution, which errors are mended, both reproductions."
-import random
+import json, os, random, re, sqlite3
 import pytest
-from conftest import ROOT, executed_in
-from slmkit.core.score import arithmetic
-from slmkit.core.settings import KitError
+from conftest import ROOT, executed_in, run_in, told
+from slmkit.core.real import is_fetched
+from slmkit.core.score import arithmetic, numbers
+from slmkit.core.sets import data_folder
+from slmkit.core.settings import KitError, package_folder
 from slmkit.reason.interpreter import as_text, run
 from slmkit.reason.program_of_thought import (as_program, as_rationale, pal_prompt, ran, recomputed, said, solved,
     spoiled, steps_of)
@@ -44,10 +46,29 @@ def test_a_prompt_shows_programs_without_answers():
     assert text.count("# solution in Python") == 3 and "answer :" not in text and text.endswith("in Python\n")
 
 CLAIMS = {"": {"programs-beat-rationales", "recomputed-rationales-are-as-good", "programs-are-better-lessons"},
-          "_verified": {"verified-programs-are-better"}}
+          "_verified": {"verified-programs-are-better"},
+          "_prompted": {"prompted-programs-beat-chains", "prompted-programs-need-the-interpreter",
+                        "sums-fail-more-than-copies", "prompted-programs-beat-a-rule"}}
 @pytest.mark.parametrize("short", CLAIMS)
 def test_reproductions_at_smoke(tmp_path, torch_pool, short):
     notebook = ROOT/f"nbs/reason/program_of_thought_repro{short}.ipynb"
     e, found = executed_in(torch_pool, notebook, tmp_path, profile="smoke", seed=3)
     assert e["status"] == "ok", e["error"]
     assert set(found) == CLAIMS[short]
+
+def test_worked_examples_say_one_answer_in_three_ways():
+    for d in json.loads((package_folder()/"data/worked.json").read_text(encoding="utf-8")):
+        program, _, stated = d["program"].partition(" # ")
+        assert d["ask"] == stated + "." and as_text(run(program)) == stated and d["chain"].rpartition("is ")[2] == d["ask"]
+        assert {*numbers(program)} <= {*numbers(d["input"])}
+        for left, right in re.findall(r"((?:\d+ [-+*/] )+\d+) = (\d+)", d["chain"]): assert run(left) == float(right)
+
+def test_the_prompted_page_asks_nobody(tmp_path, torch_pool):
+    "All its prompts are those of the store: what the model is asked anew would lie in the user's cache."
+    if not is_fetched("smollm2-135m") or data_folder() is None: pytest.skip("no smollm2-135m or no data here")
+    page, own = ROOT/"nbs/reason/program_of_thought_repro_prompted.ipynb", tmp_path/"answers.sqlite"
+    env = told(page, tmp_path, "r") | {k: os.environ[k] for k in ("SLMKIT_DATA", "SLMKIT_MODELS") if k in os.environ}
+    job = dict(parameters=dict(profile="real", seed=7), env=env | dict(SLMKIT_ANSWERS=str(own)))
+    e, _ = run_in(torch_pool, page, tmp_path/"out", **job)
+    assert e["status"] == "ok", e["error"]
+    with sqlite3.connect(own) as db: assert db.execute("select count(*) from answers").fetchone() == (0,)

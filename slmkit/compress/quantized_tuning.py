@@ -1,4 +1,4 @@
-"""A model of eight values a weight can still learn a task: through the rounding (QAT), by its scales alone (PEQA), or by a LoRA beside it (QLoRA).
+"""A model of eight values a weight can still learn a task: through the rounding (QAT), by its scales alone (PEQA), or by a LoRA beside it (QLoRA); the scales do better than a LoRA rounded to nearest afterwards, not than one rounded by GPTQ.
 
 Docs: https://slmkit.github.io/slmkit/compress/quantized_tuning.html.md"""
 
