@@ -161,8 +161,17 @@ def test_neither_answer_nor_model(tmp_path, monkeypatch, tok):
         scores("smollm2-135m", tok, PROMPTS[:1], ENDINGS)  # the tokenizer is at hand
     answers.tokenizer_of.cache_clear()
     with pytest.raises(KitError, match="slmkit zoo fetch smollm2-135m"):
-        scores("smollm2-135m", None, PROMPTS[:1], ENDINGS)
+        scores("smollm2-135m", None, PROMPTS[:1], ENDINGS)  # its tokenizer ships with its answers
     assert not (tmp_path/"models").exists()
+
+def test_stored_answers_need_no_model_only_the_tokenizer_that_ships_with_them(tmp_path, monkeypatch):
+    "A tokenizer of one's own that reads other ids would find none of them."
+    monkeypatch.setenv("SLMKIT_MODELS", str(tmp_path/"models"))
+    monkeypatch.setenv("SLMKIT_ANSWERS", str(tmp_path/"none.sqlite"))
+    answers.tokenizer_of.cache_clear()
+    tok = answers.tokenizer_of("smollm2-135m")
+    assert len(tok) == 49152
+    assert tok("Let's think step by step: 12 + 7")["input_ids"] == [4239, 506, 1510, 1833, 411, 1833, 42, 216, 33, 34, 1232, 216, 39]
 
 # ---- the shipped store
 

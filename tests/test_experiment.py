@@ -34,10 +34,6 @@ def test_none_is_the_profiles_own_choice_and_zero_is_a_choice():
     cfg = settings("real", dict(model=None, n=0, alpha=None), real=dict(model="lm-1m", n=10), cpu={})
     assert (cfg.model, cfg.n, cfg.alpha, cfg.profile) == ("lm-1m", 0, None, "real")
 
-def test_the_form_of_the_first_edition_gives_the_same():
-    old = settings("cpu", model="", data="facts", columns="", cpu=SMALL)
-    assert old == settings("cpu", dict(model=None, data="facts", columns=None), cpu=SMALL)
-
 def test_an_unknown_profile_is_one_line_wherever_it_stands():
     assert "did you mean 'real'" in refused(settings, "reel", real={})
     assert "no profile 'gpus'" in refused(settings, "cpu", cpu={}, gpus={})

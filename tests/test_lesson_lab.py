@@ -98,8 +98,3 @@ def test_the_lab_of_a_lesson_is_proved(small):
     from slmkit.lab.sandbox import Sandbox
     with Sandbox(imports_of([small])) as sandbox: assert build.prove(small, sandbox) == ([], 3)
 
-def test_first_edition_labs_have_no_questions_and_are_run():
-    first = next((p for p in nbs.lessons(ROOT).values() if nbs.first_edition(p)), None)
-    if not first: pytest.skip("no technique is first edition any more")
-    found = lab.find(str(first), ROOT)
-    assert found.questions == [] and found.outputs is None

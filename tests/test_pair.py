@@ -27,7 +27,7 @@ CLAIM = code('c = claim("c", says="s", metric="m", value=lambda a: a["x"], contr
 
 @pytest.fixture
 def project(tmp_path):
-    "A project with a pair that has two reproductions, a first-edition technique, and a lesson alone."
+    "A project with a pair that has two reproductions, a notebook with a claim of its own, and a lesson alone."
     (tmp_path/"settings.ini").write_text("[slmkit]\n", encoding="utf-8")
     adapt = tmp_path/"nbs/adapt"
     write(adapt/"low_rank.ipynb", words("# A\n> b"), code("#| default_exp adapt.low_rank"), PARAMETERS)
@@ -97,19 +97,7 @@ def test_claims_belong_to_the_reproduction_that_declares_them(project):
     assert found == [("adapt/low_rank", "low_rank_repro.ipynb"), ("adapt/low_rank-dora", "low_rank_repro_dora.ipynb"),
                      ("adapt/older", "older.ipynb")]
 
-def test_editions_are_told_by_where_the_claims_stand(project):
-    first = [p.stem for p in nbs.notebooks(project) if nbs.first_edition(p)]
-    assert first == ["older"]
-    assert [p.stem for p in nbs.notebooks(project) if not nbs.keeps_outputs(p)] == ["older"]
-
 # ---- the contract
-
-FIRST_EDITION = 3  # techniques; it may only fall, and whoever moves the last deletes the shim
-
-def test_first_edition_techniques_only_get_fewer():
-    first = [p for p in nbs.lessons(ROOT).values() if nbs.first_edition(p)]
-    assert len(first) <= FIRST_EDITION
-    assert any(f"{len(first)} techniques are first edition" in n for n in check.notices(ROOT)) or not first
 
 UNPUBLISHED = {f"{n}.ipynb" for n in (
     "low_rank_repro_banking merging_repro_real step_by_step_repro_esnli step_by_step_repro_sizes "
@@ -120,7 +108,7 @@ def test_every_pair_of_the_project_is_published():
     pages = [p for p in nbs.notebooks(ROOT) if p.parent.name in nbs.TECHNIQUES and nbs.keeps_outputs(p)]
     assert {p.name for p in pages if not nbs.read(p)["metadata"].get("slmkit")} <= UNPUBLISHED
 
-SECOND = [p for p in nbs.lessons(ROOT).values() if not nbs.first_edition(p)]
+SECOND = list(nbs.lessons(ROOT).values())
 DRAWS = re.compile(r"torch\.(rand|randn|randint|randperm|normal)\(|np\.random\.(?!default_rng\(\w)")
 SEEDS = re.compile(r"seed_everything\(|torch\.manual_seed\(")
 
@@ -345,9 +333,6 @@ def test_a_heavy_notebook_is_not_stored(made, tmp_path, monkeypatch):
     pretend(monkeypatch, TEXT | dict(text="x"*20_000))
     with pytest.raises(KitError, match="bytes, at most 120,000: the largest output is that of"):
         publish.publish_one(made[0], tmp_path/"runs")
-
-def test_first_edition_is_not_published(project, tmp_path):
-    with pytest.raises(KitError, match="first edition"): publish.publish_one(project/"nbs/adapt/older.ipynb", tmp_path)
 
 def test_publish_names_what_it_takes(project, tmp_path, monkeypatch):
     taken = []

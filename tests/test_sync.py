@@ -191,13 +191,6 @@ def template(to, name="distill/my_idea"):
     (to/"nbs").mkdir(parents=True, exist_ok=True)
     return new(name, to)
 
-def first_edition(to):
-    "A first-edition notebook, whose contract lasts until the last of them is gone."
-    text = (ROOT/"tests/fixtures/first_edition.ipynb").read_text(encoding="utf-8")
-    path = to/"nbs/distill/my_idea.ipynb"
-    write(path, text.replace("FAMILY", "distill").replace("NAME", "my_idea"))
-    return path
-
 def test_the_template_has_wrong_solutions_that_are_wrong(tmp_path):
     import numpy
     from slmkit.lab.lab import mutate, read
@@ -236,39 +229,47 @@ def test_new_refuses_to_overwrite(tmp_path):
 
 # ---- check
 
-def broken(tmp_path, change):
-    "What check says of a first-edition notebook after `change(source) -> source` of every cell."
-    path = first_edition(tmp_path)
+def broken(tmp_path, change, part=0):
+    "What check says of a new lesson with a lab (part 0) or of a reproduction after `change(source) -> source` of every cell."
+    path = template(tmp_path)[part]
     nb = json.loads(path.read_text(encoding="utf-8"))
-    for c in nb["cells"]: c["source"] = change("".join(c["source"])).splitlines(True)
+    marked = lambda s: s.replace("#| default_exp", "#| lab\n#| default_exp")
+    for c in nb["cells"]: c["source"] = change(marked("".join(c["source"]))).splitlines(True)
     path.write_text(json.dumps(nb), encoding="utf-8")
     return check.notebook_problems(path)
 
-@pytest.mark.parametrize("old, new, line", [
-    ("settings(profile", "dict(profile", "no profile table"),
-    (".record(", ".keep(", "nothing is recorded"),
-    ("expect(voting", "repr(voting", "no expect(claim)"),
-    (".plot(", ".print(", "no signature figure"),
-    ("#| exercise: points=2 minutes=10 difficulty=1", "#| task", "no exercise"),
-    ('"answers[0]", ', "", "exercise vote: 2 mutants in its #| hidden cell (at least 3)"),
-    ("#| hint: ", "#| note: ", "exercise vote: no #| hint"),
-    ("#| test", "#| tried", "exercise vote: no #| test cell"),
-    ("### END SOLUTION", "", "has no ### BEGIN SOLUTION ... ### END SOLUTION"),
-    ("distill.my_idea", "distill.my_idee", "default_exp is distill.my_idee, the file's name asks for distill.my_idea"),
-    ("seed = 0 ", "sead = 0 ", "the parameters cell sets no seed"),
-    ("cpu=dict(", "gpu=dict(", "the profile table has no cpu"),
-    ("> One sentence", "One sentence", "the first cell needs a title"),
-    ("rng = random.Random(seed)", "rng = " + "9"*120, "a line of 126 characters (at most 120): `rng = 999"),
+@pytest.mark.parametrize("part, old, new, line", [
+    (1, "settings(profile", "dict(profile", "no profile table"),
+    (1, ".record(", ".keep(", "nothing is recorded"),
+    (1, "expect(voting", "repr(voting", "no expect(claim"),
+    (0, '"answers[0]", ', "", "exercise vote: 2 mutants in its #| hidden cell (at least 3)"),
+    (0, "#| hint: ", "#| note: ", "exercise vote: no #| hint"),
+    (0, "#| test", "#| tried", "exercise vote: no #| test cell"),
+    (0, "### END SOLUTION", "", "has no ### BEGIN SOLUTION ... ### END SOLUTION"),
+    (0, "distill.my_idea", "distill.my_idee", "no `#| default_exp distill.my_idea`"),
+    (0, "seed = 0 ", "sead = 0 ", "the parameters cell sets no seed"),
+    (1, "cpu=dict(", "gpu=dict(", "the profile table has no cpu"),
+    (0, "> One sentence", "One sentence", "the first cell needs a title"),
+    (0, "#| headline", "#| heading", "0 cells `#| headline"),
 ])
-def test_check_names_each_breach(tmp_path, old, new, line):
-    found = broken(tmp_path, lambda s: s.replace(old, new))
+def test_check_names_each_breach(tmp_path, part, old, new, line):
+    found = broken(tmp_path, lambda s: s.replace(old, new), part)
     assert any(line in f for f in found), found
     assert all("\n" not in f for f in found) and len(found) <= 2
 
-def test_a_first_edition_notebook_breaks_nothing(tmp_path): assert broken(tmp_path, lambda s: s) == []
+def test_a_new_technique_breaks_nothing(tmp_path):
+    for part in 0, 1: assert broken(tmp_path/str(part), lambda s: s, part) == []
+
+def test_a_long_line_is_named(tmp_path):
+    path = template(tmp_path)[0]
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    code = next(c for c in nb["cells"] if c["cell_type"] == "code" and "def vote" in "".join(c["source"]))
+    code["source"] = [*code["source"], "\nrng = " + "9"*120]
+    path.write_text(json.dumps(nb), encoding="utf-8")
+    assert "a line of 126 characters (at most 120): `" in check.notebook_problems(path)[0]
 
 def test_check_finds_a_claim_after_its_experiment(tmp_path):
-    path = first_edition(tmp_path)
+    path = template(tmp_path)[1]
     nb = json.loads(path.read_text(encoding="utf-8"))
     code = [(i, "".join(c["source"])) for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code"]
     at = lambda word: next(i for i, source in code if word in source)
@@ -277,14 +278,24 @@ def test_check_finds_a_claim_after_its_experiment(tmp_path):
     path.write_text(json.dumps(nb), encoding="utf-8")
     assert check.notebook_problems(path) == ["a result is recorded before the claim is declared: declare it first"]
 
-def test_check_finds_outputs_and_the_missing_tag(tmp_path):
-    path = first_edition(tmp_path)
+def test_check_finds_a_claim_in_a_lesson(tmp_path):
+    lesson, repro = template(tmp_path)
+    nb, claims = (json.loads(p.read_text(encoding="utf-8"))["cells"] for p in (lesson, repro))
+    whole = json.loads(lesson.read_text(encoding="utf-8"))
+    whole["cells"].append(next(c for c in claims if "= claim(" in "".join(c["source"])))
+    lesson.write_text(json.dumps(whole), encoding="utf-8")
+    assert "a lesson declares no claim: that belongs into its reproduction" in check.notebook_problems(lesson)
+
+def test_check_finds_outputs_of_a_kit_notebook_and_the_missing_tag(tmp_path):
+    kit = tmp_path/"nbs/core/x.ipynb"
+    cell = dict(cell_type="code", source="1", outputs=[dict(output_type="stream", name="stdout", text="1")])
+    write(kit, json.dumps(dict(cells=[dict(cell_type="markdown", source="# X\n> Y"), cell])))
+    assert check.notebook_problems(kit) == ["outputs are committed: run slmkit sync"]
+    path = template(tmp_path)[0]
     nb = json.loads(path.read_text(encoding="utf-8"))
     for c in nb["cells"]: c["metadata"] = {}
-    nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text="1")]
     path.write_text(json.dumps(nb), encoding="utf-8")
-    found = check.notebook_problems(path)
-    assert len(found) == 2 and "outputs are committed" in found[0] and "tagged `parameters`" in found[1]
+    assert any("tagged `parameters`" in f for f in check.notebook_problems(path))
 
 def test_check_finds_stray_modules(fresh):
     path = fresh/"nbs/distill/step_by_step.ipynb"

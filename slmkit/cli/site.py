@@ -36,12 +36,11 @@ def _build(group):
     @group.command("build", epilog="Examples: slmkit site build · slmkit site build --only distill/step_by_step")
     def _(out: str = O("_site", help="folder"),
           only: list[str] = O([], help="this page alone; may be given again"),
-          run: bool = O(False, "--run", help="run at smoke what holds no outputs"),
           jobs: int = O(0, "--jobs", "-j", help="processes; 0 = as many as there are cores")):
         "Make the site's pages from notebooks, ledger and registry; exit 1 where a link leads nowhere."
         import os
         from slmkit.site.build import build
-        done = build(out, only, run=run, jobs=jobs or os.cpu_count() or 1)
+        done = build(out, only, jobs=jobs or os.cpu_count() or 1)
         for line in told(done, out): typer.echo(line)
         raise typer.Exit(bool(done["problems"]))
 

@@ -249,7 +249,10 @@ def asked_model(name): # name, folder or hub id of a decoder
     "(model, tokenizer) in float32, in which answers are computed; the last one stays loaded."
     return load_model(name, kind="causal", dtype=torch.float32)
 @cache
-def tokenizer_of(name): "The tokenizer of a model by name."; return from_pretrained(AutoTokenizer, model_path(name))
+def tokenizer_of(name):
+    "The tokenizer of a model by name: the one that ships with its answers, so that these need no model, or its own."
+    kept = package_folder()/"answers"/name/"tokenizer"
+    return from_pretrained(AutoTokenizer, kept if kept.is_dir() else model_path(name))
 
 # %% ../../nbs/core/40_answers.ipynb #0668d01e
 def scores(

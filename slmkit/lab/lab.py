@@ -150,13 +150,13 @@ def questions_of(cells, where): # (type, source) of a notebook, its name for err
 # %% ../../nbs/lab/lab.ipynb #71f4562b
 class Lab(SimpleNamespace):
     """A technique's notebook read as a lab: `cells` are (type, source), `outputs` those committed with them (None in
-    first-edition notebooks), `exercises` and `questions` in order, `digest` of the source."""
+    a notebook of one's own), `exercises` and `questions` in order, `digest` of the source."""
     @property
     def points(self): return sum(e.points for e in self.exercises)
     def __getitem__(self, name): return next(e for e in self.exercises if e.name == name)
 
 # %% ../../nbs/lab/lab.ipynb #b26d08c4
-def read(path): # of a lesson, or of a first-edition notebook
+def read(path): # of a lesson, or of a notebook of one's own
     "Read a technique's notebook as a Lab. Raises KitError for what is no notebook, has no name or no exercise."
     nb = notebooks.read(path)
     cells = [(c.get("cell_type"), "".join(c.get("source", ""))) for c in nb["cells"]]
@@ -187,9 +187,8 @@ def for_students(lab): # Lab
 
 # %% ../../nbs/lab/lab.ipynb #852d3d0c
 def lab_notebooks(root=None): # the project; None = around this folder
-    "Notebook of each lab by name: lessons with `#| lab`, first-edition notebooks with an exercise. KitError for none."
-    mark = lambda p: "#| lab" if notebooks.keeps_outputs(p) else "#| exercise"
-    found = {name: p for name, p in notebooks.lessons(root).items() if mark(p) in p.read_text(encoding="utf-8")}
+    "Notebook of each lab by name: the lessons with `#| lab`. KitError for none."
+    found = {name: p for name, p in notebooks.lessons(root).items() if "#| lab" in p.read_text(encoding="utf-8")}
     if not found: raise KitError("lab: no technique with an exercise here: run it in a clone, or name a notebook")
     return found
 def find(technique, root=None): # name such as distill/step_by_step, or the path of a notebook; the project

@@ -106,7 +106,7 @@ def columns(c): # of `course`
     return csv_text(canvas_head({f["name"]: f["points"] for w in c["weeks"] for f in w["lab"]}))
 
 # %% ../../nbs/project/course.ipynb #288614cc
-def lab_files(technique, c, into, run=True): # a lab, of `course`, folder; run first-edition solutions for their output
+def lab_files(technique, c, into, run=True): # a lab, of `course`, folder; run solutions whose output is not committed
     "Build a lab; gives name in the archive -> text of its three notebooks."
     made = labs.build(read(c["labs"][technique]), into, "", run)
     return {f"{kind}/{p.name}": p.read_text(encoding="utf-8") for kind, p in made.items()}

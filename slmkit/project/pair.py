@@ -57,7 +57,7 @@ def opening_problems(nb): # notebook as a dict
             if not any(map(has, first))]
 
 # %% ../../nbs/project/pair.ipynb #fb9520a2
-HOLDS = {"holds", "holds here", "reproduced"} # the last two are the first edition's
+HOLDS = {"holds"}
 def leaning(nb): # notebook as a dict
     "{claim: whether it is said to hold} of each headline cell, a list."
     texts = (directives(s)["headline"] for s, _ in sources(nb) if "headline" in directives(s))
@@ -152,6 +152,7 @@ def lesson_problems(path, nb): # of a lesson, as a dict
     if not any("hide" in directives(s) and "pip" in s for s in texts):
         out.append("no install cell: the one of the template, marked #| hide")
     if any(".record(" in s for s in texts): out.append("a lesson records nothing: that belongs into its reproduction")
+    if declared_in(path): out.append("a lesson declares no claim: that belongs into its reproduction")
     return (out + parameter_problems(path, nb, ["smoke"]) + headline_problems(path, nb) + live_problems(nb) +
             opening_problems(nb) + lab_problems(nb, path.name))
 

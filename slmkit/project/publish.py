@@ -20,7 +20,7 @@ from .page import is_live
 from .sync import cleaned
 from ..run.batch import execute
 from ..run.hashes import code_parts, digest, resolved, tuning_hash
-from ..run.notebooks import (bare, experiments, first_edition, halves, load, parameters, read, record_name,
+from ..run.notebooks import (bare, experiments, halves, load, parameters, read, record_name,
                                   sources)
 from ..run.plan import plan
 from ..run.progress import Console
@@ -132,8 +132,6 @@ def check_run(path, nb, text, record): # notebook, as a dict with outputs, as a 
 # %% ../../nbs/project/publish.ipynb #b3736c58
 def publish_one(path, folder, profile="", force=False, kind="quiet"): # of a notebook, run folder; see `publish`
     "Run one notebook and store what it shows; its path if that changed it, else None."
-    if first_edition(path):
-        raise KitError(f"publish: {Path(path).name} is first edition: it is committed without outputs")
     profile = profile or profile_shown(path)
     made, record = executed(path, profile, folder, force, kind)
     nb = stamped(merged(load(path), made), path, profile)

@@ -284,7 +284,7 @@ def stop(self: Batch, pool):
 def cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../../nbs/run/batch.ipynb #1342e10f
-def on_gpu(runs): return any(r["profile"] in ("gpu", "paper") for r in runs)
+def on_gpu(runs): return any(r["profile"] == "gpu" for r in runs)
 
 # %% ../../nbs/run/batch.ipynb #3a7ef434
 def at_once(
@@ -300,7 +300,7 @@ def at_once(
 # %% ../../nbs/run/batch.ipynb #f103ac0a
 def offline(runs):
     "Whether no run may need the hub: answers come at once instead of after 48 s."
-    return all(r["profile"] != "paper" and not ("/" in r["model"] and not Path(r["model"]).exists()) for r in runs)
+    return not any("/" in r["model"] and not Path(r["model"]).exists() for r in runs)
 
 # %% ../../nbs/run/batch.ipynb #5fd08c16
 EXECUTORS = "local", "ray"

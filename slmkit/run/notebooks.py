@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'KIT', 'TECHNIQUES', 'FAMILIES', 'REPRODUCTION', 'WORDS', 'R
            'fault', 'read', 'sources', 'halves', 'in_order', 'lessons', 'reproductions', 'record_name', 'techniques',
            'pick', 'find', 'experiments', 'Parameter', 'parameters', 'convert', 'within', 'validate', 'pairs',
            'split_values', 'grid', 'settings_call', 'profiles', 'strip_markers', 'bare', 'project', 'notebooks', 'load',
-           'title', 'plain', 'nodes', 'calls', 'constants', 'declared_in', 'first_edition', 'keeps_outputs', 'declared']
+           'title', 'plain', 'nodes', 'calls', 'constants', 'declared_in', 'keeps_outputs', 'declared']
 
 # %% ../../nbs/run/notebooks.ipynb #1952d2fa
 import ast, copy, io, itertools, json, re, tokenize
@@ -298,7 +298,7 @@ def settings_call(tree): # ast of a cell
     return next((n for n in calls if n.func.id == "settings" and n.args), None)
 
 # %% ../../nbs/run/notebooks.ipynb #23c1d70b
-PROFILES = "smoke", "cpu", "real", "gpu", "paper"
+PROFILES = "smoke", "cpu", "real", "gpu"
 def profiles(nb): # notebook as a dict
     "Profile -> its knobs, from the notebook's call of `settings`; what is no plain value is None."
     for source, _ in sources(nb):
@@ -397,15 +397,10 @@ def declared_in(path): # of a notebook
     out = [dict(kind="effect") | dict(zip(ORDER, map(plain, c.args))) | named(c) for c in found]
     return [c for c in out if c.get("name")]
 
-# %% ../../nbs/run/notebooks.ipynb #f06461f7
-def first_edition(path): # of a notebook
-    "Whether it is lesson and experiment in one: it has no reproduction, and declares its claims itself."
-    return halves(path)[1] is None and not reproductions(path) and bool(declared_in(path))
-
 # %% ../../nbs/run/notebooks.ipynb #5e9705b2
 def keeps_outputs(path): # of a notebook
-    "Whether it is committed with the outputs of a run: every technique's notebook of the second edition."
-    return Path(path).parent.name in TECHNIQUES and not first_edition(path)
+    "Whether it is committed with the outputs of a run, as every technique's notebook is."
+    return Path(path).parent.name in TECHNIQUES
 
 # %% ../../nbs/run/notebooks.ipynb #b446ee3a
 def declared(root=None): # the project; None = the one around this folder

@@ -59,7 +59,6 @@ def build(
     out="_site", # folder
     only=(), # names of pages; () = all
     root=None, # the project
-    run=False, # run techniques at smoke that hold no outputs
     jobs=1, # processes of Sphinx
     cache=None, # folder of what a later build may use again; None = the project's
 ):
@@ -67,7 +66,7 @@ def build(
     root, out, begun = project(root), ready(out), time.monotonic()
     cache, only = Path(cache or root/".cache/site").resolve(), chosen(only, root)
     source, made = cache/"src", cache/"html"
-    for name in stage(root, source, only, run): (made/name).with_suffix(".html").unlink(missing_ok=True)
+    for name in stage(root, source, only): (made/name).with_suffix(".html").unlink(missing_ok=True)
     problems = render(source, made, only, jobs)
     replace(made, out)
     wrong = {source/line.partition(":")[0] for line in problems}

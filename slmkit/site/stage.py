@@ -7,12 +7,12 @@ Docs: https://slmkit.github.io/slmkit/site/stage.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'LONG', 'HIDDEN', 'CALLING', 'REPOSITORY', 'CONF', 'address', 'is_lesson', 'text', 'library', 'code',
            'markdown', 'only_imports', 'fold_of', 'price', 'exercise_cells', 'question_cell', 'staged_cell', 'run_page',
-           'run_technique', 'with_outputs', 'module_of', 'links', 'staged', 'plain_text', 'toctree', 'family_page',
-           'contents', 'Stage', 'measured_in', 'other_names', 'head', 'stage_reference', 'stage_assets', 'stage_lists',
-           'stage_notebook', 'in_reading_order', 'stage', 'for_quarto', 'ForReaders']
+           'with_outputs', 'module_of', 'links', 'staged', 'plain_text', 'toctree', 'family_page', 'contents', 'Stage',
+           'measured_in', 'other_names', 'head', 'stage_reference', 'stage_assets', 'stage_lists', 'stage_notebook',
+           'in_reading_order', 'stage', 'for_quarto', 'ForReaders']
 
 # %% ../../nbs/site/stage.ipynb #1853fd63
-import ast, json, re, tempfile
+import ast, json, re
 from pathlib import Path
 from nbdev.process import Processor
 from ..core.settings import KitError, directives, kit_settings, package_folder, project_root
@@ -21,8 +21,8 @@ from ..lab.lab import ANSWER, KINDS, exercises_of, questions_of, stub
 from ..project.page import is_live, live_words
 from ..project.front import filled
 from ..project.guide import NAMES, known as known_lessons, rows_in_order
-from ..run.notebooks import (KIT, MARKERS, TECHNIQUES, bare, first_edition, halves, load, notebooks,
-                                  profiles, project, record_name, reproductions, title)
+from ..run.notebooks import (KIT, MARKERS, TECHNIQUES, bare, halves, load, notebooks,
+                                  profiles, record_name, reproductions, title)
 from .evidence import evidence
 from .reference import documented, module_page, signature
 
@@ -135,23 +135,12 @@ def run_page(nb, name, root): # notebook as a dict, its name for messages, the p
             if e := shell.exc: raise KitError(f"{name}: the page could not be made ({type(e).__name__}: {e})")
     return nb
 
-# %% ../../nbs/site/stage.ipynb #80d37056
-def run_technique(path): # of a notebook without outputs
-    "The notebook after a run at `smoke`, as a dict."
-    import papermill
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, path.name)
-        papermill.execute_notebook(str(path), str(out), dict(profile="smoke"), progress_bar=False)
-        return load(out)
-
 # %% ../../nbs/site/stage.ipynb #4d1aa313
-def with_outputs(path, name, root, only, run): # a notebook, family/name, and as for `stage`
+def with_outputs(path, name, root, only): # a notebook, family/name, and as for `stage`
     "The notebook with what outputs it is to have."
     nb = load(path)
     if only and name not in only: return nb
-    if name in CALLING: return run_page(nb, name, root)
-    empty = not any(c.get("outputs") for c in nb["cells"])
-    return run_technique(path) if run and empty and is_lesson(name) and first_edition(path) else nb
+    return run_page(nb, name, root) if name in CALLING else nb
 
 # %% ../../nbs/site/stage.ipynb #19c010e7
 def module_of(nb): # notebook as a dict
@@ -316,7 +305,6 @@ def stage(
     root,     # the project
     folder,   # where staged files go
     only=(),  # pages to be made anew, such as distill/step_by_step; () = all
-    run=False, # run techniques at smoke that hold no outputs
 ):
     "Stage the whole project for Sphinx; gives the names that were staged before and are gone."
     s, (modules, known), rows = Stage(folder, root), library(root), rows_in_order(root)
@@ -326,7 +314,7 @@ def stage(
     for name, path in found.items():
         page = name.removesuffix(".ipynb")
         if only and page in CALLING[1:] and page not in only and s.keep(name, f"extra/{page}.html.md"): continue
-        nb = with_outputs(path, page, root, only, run)
+        nb = with_outputs(path, page, root, only)
         more = contents(list(pages)) if page == "index" else head(s, nb, name, rows, pages) if "/" in name else ""
         stage_notebook(s, nb, name, known, more)
     stage_lists(s, pages)
