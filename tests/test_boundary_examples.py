@@ -6,7 +6,8 @@ from conftest import ROOT, Failed, claims_in, the_record
 from scipy.stats import binom, norm
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
-from slmkit.synth.boundary_examples import (NAMES, WORDS, Author, Pool, any_class, at_random, embedded, fine_tuned, hits,
+from slmkit.synth.boundary_examples import (
+    NAMES, WORDS, Author, Pool, any_class, at_random, embedded, fine_tuned, hits,
     mix, nearest_free, one_class, posterior, relabelled, right, shots, taught, two_classes, word_chances, wrong)
 
 NB = ROOT/"nbs/synth/boundary_examples_repro.ipynb"

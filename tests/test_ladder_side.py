@@ -4,7 +4,8 @@ import copy, json, math
 import pytest, torch
 from torch import nn
 from conftest import ROOT, claims_in, the_record
-from slmkit.adapt.ladder_side import (Ladder, accuracy, apart, choices, fisher, most_important, saved_bytes, side_config,
+from slmkit.adapt.ladder_side import (
+    Ladder, accuracy, apart, choices, fisher, most_important, saved_bytes, side_config,
     start_pruned, stream, update_mb)
 from slmkit.core import lora
 from slmkit.core.data import load

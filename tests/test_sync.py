@@ -230,7 +230,7 @@ def test_new_refuses_to_overwrite(tmp_path):
 # ---- check
 
 def broken(tmp_path, change, part=0):
-    "What check says of a new lesson with a lab (part 0) or of a reproduction after `change(source) -> source` of every cell."
+    "What check says of a new lab's lesson (part 0) or reproduction after `change(source) -> source` of every cell."
     path = template(tmp_path)[part]
     nb = json.loads(path.read_text(encoding="utf-8"))
     marked = lambda s: s.replace("#| default_exp", "#| lab\n#| default_exp")

@@ -1,4 +1,4 @@
-"""Held-out judging beside a peer, the loop's rows, rivals at equal rows, variations and their drift, the pool, bad input."""
+"Held-out judging beside a peer, the loop's rows, rivals at equal rows, variations and their drift, bad input."
 from collections import Counter
 import math
 import numpy as np, pytest
