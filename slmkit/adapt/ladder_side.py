@@ -147,10 +147,8 @@ def apart(train, *others): # Datasets with a column `rationale`, such as Toyland
 # %% ../../nbs/adapt/ladder_side.ipynb #b723ff9e
 def update_mb(model, batch): # a decoder or a Ladder; of `label_loss`
     "MB (2**20 bytes) of an update with Adam: weights, averages, and the measured peak of forward and backward pass."
-    def step():
-        model.zero_grad()
-        label_loss(model.train(), batch).backward()
-    peak = peak_memory_mb(step)
+    model.zero_grad()  # what is freed while it is measured would count against the peak
+    peak = peak_memory_mb(lambda: label_loss(model.train(), batch).backward())
     model.zero_grad()
     own = sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
     return peak + (own + 2*sum(p.nbytes for p in model.parameters() if p.requires_grad))/2**20
