@@ -142,7 +142,7 @@ def found_text(rows): # of one technique
     text = lambda stands: "; ".join(f"*{scale}:* {counted(n)}" for scale, n in came_out(rows, stands).items())
     other = "checks of our own code only" if any(r["outcome"] != "never run" for r in rows) else "not confirmed yet"
     if not text("paper") and text("variant"): return f"our variants of them, {text('variant')}"
-    return text("paper") or (other if rows else "a first lesson, no claims")
+    return text("paper") or (other if rows else "a lesson without claims")
 
 # %% ../../nbs/project/front.ipynb #33735adf
 def technique_rows(root): # the project
