@@ -267,7 +267,7 @@ def test_outcomes_are_told_by_scale():
     assert guide.of(rows, "a/b") == rows and guide.of(rows, "a/bc") == []
     assert "checks of our own code" in front.found_text([row | dict(stands="construction")])
     assert "not confirmed" in front.found_text([row | dict(outcome="never run")])
-    assert "no claims" in front.found_text([])
+    assert "without claims" in front.found_text([])
 
 
 def test_the_number_of_works_is_that_of_the_registry():

@@ -13,8 +13,8 @@ from slmkit.run.records import reading
 CLAIM = '''
 from slmkit.core.settings import settings
 from slmkit.core.claims import claim
-cfg = settings(profile, model=model, data=data, columns=columns, smoke=dict(model="t5-1m", data="word_problems"),
-    cpu=dict(model="t5-1m", data="word_problems"))
+zoo = dict(model="t5-1m", data="word_problems")
+cfg = settings(profile, dict(model=model or None, data=data or None), smoke=zoo, cpu=zoo)
 gain = claim("tiny-gain", work="w", says="A is more than B.", kind="effect", metric="points",
     value=lambda a: a["a"] - a["b"], control=lambda a: a["c"] - a["b"], least=.02)
 more = claim("slow-gain", work="w", says="Slowly.", kind="effect", metric="points", value=lambda a: a["a"],

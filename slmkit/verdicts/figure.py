@@ -80,8 +80,9 @@ def claim_svg(
 
 # %% ../../nbs/verdicts/figure.ipynb #8aa166dc
 def flagship(root=None): # the project; None = the one around this folder
-    "The technique whose result the README shows: the first one of `start` in settings.ini."
-    return re.split(r"[\s,]+", kit_settings(root).get("start", "step_by_step").strip())[0]
+    "The technique whose result the README shows: the first that `start` in settings.ini trains."
+    names = re.split(r"[\s,]+", kit_settings(root).get("start", "step_by_step").strip())
+    return next((n for n in names if "@" not in n), "step_by_step")  # NAME@real is asked, not trained
 
 # %% ../../nbs/verdicts/figure.ipynb #b0cecead
 def best(
