@@ -143,6 +143,12 @@ def claims_in(notebook):
     from slmkit.run.notebooks import declared_in
     return {c["name"] for c in declared_in(notebook)}
 
+def the_same_twice(notebook, tmp_path, pool):
+    "The record of a reproduction at smoke: a second run has the same arms, and all its declared claims are in it."
+    one, two = (the_record(notebook, tmp_path, pool, name, profile="smoke", seed=3) for name in ("one", "two"))
+    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(notebook)
+    return one
+
 def by_claim(record):
     "What a notebook recorded, by claim."
     from slmkit.run.batch import recorded

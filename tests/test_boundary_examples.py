@@ -2,7 +2,7 @@
 students, bad input."""
 import itertools, math
 import numpy as np, pytest, torch
-from conftest import ROOT, Failed, claims_in, the_record
+from conftest import ROOT, Failed, the_record, the_same_twice
 from scipy.stats import binom, norm
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
@@ -168,8 +168,7 @@ def test_fine_tuned_students_start_alike_and_learn(bert):
 
 @pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (the_record(NB, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(NB)
+    the_same_twice(NB, tmp_path, torch_pool)
 
 @pytest.mark.slow
 def test_a_labelled_set_is_the_pool_and_asking_for_too_much_is_one_line(tmp_path, torch_pool):

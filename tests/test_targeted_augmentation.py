@@ -2,7 +2,7 @@
 from collections import Counter
 import math
 import numpy as np, pytest
-from conftest import ROOT, Failed, claims_in, the_record
+from conftest import ROOT, Failed, the_record, the_same_twice
 from slmkit.core.settings import KitError
 from slmkit.core.zoo import load_model
 from slmkit.synth.boundary_examples import Author, Pool, posterior
@@ -114,8 +114,7 @@ def test_a_pool_gives_each_row_to_one_seed_row_nearest_first():
 
 @pytest.mark.slow
 def test_same_seed_same_record(tmp_path, torch_pool):
-    one, two = (the_record(NB, tmp_path, torch_pool, name, profile="smoke", seed=3) for name in ("one", "two"))
-    assert one["arms"] == two["arms"] and set(one["claims"]) == claims_in(NB)
+    the_same_twice(NB, tmp_path, torch_pool)
 
 @pytest.mark.slow
 def test_a_labelled_set_is_the_pool_and_one_that_is_too_small_is_one_line(tmp_path, torch_pool):
