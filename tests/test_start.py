@@ -82,6 +82,8 @@ def test_settings_say_what_is_run(project, capfd):
     assert code == 0 and "adapt/other at profile cpu" in out and "run other " in out
     (root/"settings.ini").write_text("[slmkit]\nstart =\n", encoding="utf-8")
     assert "write `start = NAME`" in one_line(capfd, "start")
+    (root/"settings.ini").write_text("[slmkit]\nstart = other, other@gpu\n", encoding="utf-8")
+    assert "names 'other@gpu': write NAME or NAME@real" in one_line(capfd, "start")
 
 
 def test_a_tour_runs_each_technique_once_before_any_a_second_time(project, capfd):

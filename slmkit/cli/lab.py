@@ -10,7 +10,7 @@ __all__ = ['ALL', 'private', 'chosen', 'report', 'told', 'tell_isolation', 'grad
 # %% ../../nbs/cli/lab.ipynb #48267ec5
 import os, re, tempfile, typer
 from pathlib import Path
-from ..core.settings import KitError
+from ..core.settings import KitError, package_folder
 from ..files import whole
 
 # %% ../../nbs/cli/lab.ipynb #d0590760
@@ -103,7 +103,6 @@ def _new_verb(lab):
     @lab.command("new", epilog="Example: slmkit lab new week3.ipynb")
     def _new(path: str):
         "Start a lab of your own, in any folder: one exercise with its tests, its hint and its mutants."
-        from slmkit.core.settings import package_folder
         place = Path(path if path.endswith(".ipynb") else f"{path}.ipynb")
         if place.exists(): raise KitError(f"lab new: {place} exists already: choose another name")
         text = (package_folder()/"lab/own.ipynb").read_text(encoding="utf-8")

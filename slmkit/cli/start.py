@@ -14,7 +14,6 @@ from fastcore.xtras import modified_env
 from ..core.sets import manifest
 from ..core.settings import KitError, kit_settings
 from ..project.datasets import fetch, here, target
-from ..run.plan import chosen
 from ..run.start import sets_of, start, tour
 from ..verdicts.report import claim_rows, ledger_text, mine_text
 from ..verdicts.report_page import write
@@ -38,9 +37,7 @@ def program():
 
 def get_sets(say=print):
     "Fetch, once and where there is a network, the published sets that the tour asks a real model's answers about."
-    names = [n.removesuffix("@real") for n in tour() if n.endswith("@real")]
-    sets = dict.fromkeys(s for _, path in (chosen(names) if names else ()) for s in sets_of(path))
-    missing = [s for s in sets if here(manifest()[s], target()) == "not here"]
+    missing = [s for s in sets_of(tour()[1]) if here(manifest()[s], target()) == "not here"]
     if missing: say(f"fetching {', '.join(missing)} into {target()}")
     for name in missing:
         try: fetch(name)
@@ -49,7 +46,7 @@ def get_sets(say=print):
 # %% ../../nbs/cli/start.ipynb #712eedf0
 def closing(records, folder): # of `start`, run folder
     "What is printed at the end: three lines for each technique, where the report is, two next commands."
-    path, first, trained = write(folder), {}, next(n for n in tour() if "@" not in n)
+    path, first, trained = write(folder), {}, tour()[0][0]
     for row in claim_rows([r for r in records if r["status"] == "ok"]): first.setdefault(row["technique"], row)
     lines = [line for name, row in first.items() for line in ["", f"technique       {name}", *three_lines(row)]]
     return [*(lines or ["", "no claim was recorded: the report says why"]), "", f"report          {path}",

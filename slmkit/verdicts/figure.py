@@ -16,6 +16,7 @@ from ..core.figures import claim_figure, styled, svg
 from ..core.judge import label
 from ..core.settings import kit_settings
 from ..run.notebooks import declared
+from ..run.start import told_apart
 from .entry import ours, records_of, verdict_of
 from .table import control_text, counts, result, rows
 
@@ -81,8 +82,8 @@ def claim_svg(
 # %% ../../nbs/verdicts/figure.ipynb #8aa166dc
 def flagship(root=None): # the project; None = the one around this folder
     "The technique whose result the README shows: the first that `start` in settings.ini trains."
-    names = re.split(r"[\s,]+", kit_settings(root).get("start", "step_by_step").strip())
-    return next((n for n in names if "@" not in n), "step_by_step")  # NAME@real is asked, not trained
+    trained, _ = told_apart(kit_settings(root).get("start", ""))
+    return trained[0] if trained else "step_by_step"
 
 # %% ../../nbs/verdicts/figure.ipynb #b0cecead
 def best(
