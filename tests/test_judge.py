@@ -433,8 +433,7 @@ def test_a_figure_may_have_been_read_in_the_paper():
 # what ships
 
 # Entries whose technique has moved on, without a confirmed successor yet: it may only shrink.
-WAITING = set("adapt/ladder_side "
-              "reason/step_templates".split())
+WAITING = {"reason/step_templates"}
 
 def test_the_ledger_declares_what_the_notebooks_declare_and_says_why(monkeypatch):
     monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
