@@ -153,7 +153,7 @@ def queue(shipped, monkeypatch):
         ran.append((r["technique"], r["model"], r["seed"]))
         made = record(r["seed"], technique=r["technique"], hardware=hardware(), model=r["model"],
                       gain=shape["gain"], spread=shape["spread"])
-        made["claims"]["helps"]["spec"] = SPEC | shape.get("spec", {})
+        made["claims"]["helps"] |= dict(spec=SPEC | shape.get("spec", {}), n_rows=shape.get("n_rows", 1000))
         return made | dict(status="error" if r["seed"] == shape.get("fails") else "ok")
     monkeypatch.setattr(confirming, "here", hardware)
     monkeypatch.setattr(confirming, "chosen", lambda names, profile: [(n, "x.ipynb") for n in names])
@@ -182,6 +182,21 @@ def test_what_is_open_is_extended_by_itself(queue):
     [e] = entries()
     assert len(e["runs"]) == 20 and [a["seeds"] for a in e["attempts"]] == ["100-109", "100-119"]
     assert e["claims"]["helps"]["power"][0] != "go" and check_ledger() == []
+
+
+def test_draws_of_too_few_rows_are_told_before_a_confirm_seed_runs(queue):
+    shape, ran = queue
+    shape.update(spec=dict(draws=True), n_rows=30)
+    q = confirm(["one"], "cpu", "runs", anyway=True)
+    assert {s for *_, s in ran} == {0, 1, 2} and q.failed and entries() == []
+    assert "helps: draws of 30 rows, 40 needed: nothing is confirmed" in q.lines[0]
+
+
+def test_the_build_seed_that_failed_is_named(queue):
+    shape, ran = queue
+    shape.update(fails=1)
+    q = confirm(["one"], "cpu", "runs")
+    assert {s for *_, s in ran} == {0, 1, 2} and "seed 1 is error: nothing is confirmed" in q.lines[0]
 
 
 def test_an_entry_that_named_no_maker_is_extended_and_takes_todays_name(shipped):
