@@ -148,7 +148,8 @@ def queue(shipped, monkeypatch):
     shape, ran = dict(gain=.05, spread=.01), []
     def planned_run(t, model, s):
         r = record(s, technique=f"distill/{t}", hardware=hardware(), model=model)
-        return {k: r[k] for k in ("technique", "profile", "model", "data", "seed", "hashes", "parameters")}
+        named = {k: r[k] for k in ("technique", "profile", "model", "data", "seed", "hashes", "parameters")}
+        return named | shape.get("planned", {})
     def run(r):
         ran.append((r["technique"], r["model"], r["seed"]))
         made = record(r["seed"], technique=r["technique"], hardware=hardware(), model=r["model"],
@@ -197,6 +198,13 @@ def test_the_build_seed_that_failed_is_named(queue):
     shape.update(fails=1)
     q = confirm(["one"], "cpu", "runs")
     assert {s for *_, s in ran} == {0, 1, 2} and "seed 1 is error: nothing is confirmed" in q.lines[0]
+
+
+def test_a_notebook_that_names_its_data_only_while_it_runs_is_confirmed(queue):
+    shape, ran = queue
+    shape.update(planned=dict(data=""))
+    q = confirm(["one"], "cpu", "runs")
+    assert len(entries()) == 1 and not q.failed
 
 
 def test_an_entry_that_named_no_maker_is_extended_and_takes_todays_name(shipped):

@@ -138,7 +138,7 @@ def execute(self: Queue, todo): # {job: planned runs}
     "{job: records} of all these runs, done as one batch."
     records = execute([r for runs in todo.values() for r in runs], self.folder, **self.options)
     self.records += records
-    key = lambda r: (r["technique"], short(r["model"]), short(r["data"]), r["profile"], r["seed"])
+    key = lambda r: (r["technique"], short(r["model"]), r["hashes"].get("data"), r["profile"], r["seed"])
     found = {key(r): r for r in records}
     return {job: [found[key(r)] for r in runs if key(r) in found] for job, runs in todo.items()}
 
