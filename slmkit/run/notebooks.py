@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'KIT', 'TECHNIQUES', 'FAMILIES', 'REPRODUCTION', 'WORDS', 'R
            'fault', 'read', 'sources', 'halves', 'in_order', 'lessons', 'reproductions', 'record_name', 'techniques',
            'pick', 'find', 'experiments', 'Parameter', 'parameters', 'convert', 'within', 'validate', 'pairs',
            'split_values', 'grid', 'settings_call', 'profiles', 'strip_markers', 'bare', 'project', 'notebooks', 'load',
-           'title', 'plain', 'nodes', 'calls', 'constants', 'declared_in', 'keeps_outputs', 'declared']
+           'title', 'plain', 'keywords', 'nodes', 'calls', 'constants', 'declared_in', 'keeps_outputs', 'declared']
 
 # %% ../../nbs/run/notebooks.ipynb #1952d2fa
 import ast, copy, io, itertools, json, re, tokenize
@@ -366,10 +366,14 @@ def plain(
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "figure":
         names = ("value", "setting", "provenance", "comparable")
         return dict(zip(names, map(plain, node.args))) | {k.arg: plain(k.value) for k in node.keywords}
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict":
-        return {k.arg: plain(k.value) for k in node.keywords}
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict": return keywords(node, known)
     try: return ast.literal_eval(node)
     except ValueError: return None
+
+def keywords(call, known={}): # of the syntax tree; as in `plain`
+    "The named arguments of a call as plain values, with those of each `**shared` that `known` holds."
+    given = [{k.arg: plain(k.value, known)} if k.arg else plain(k.value, known) or {} for k in call.keywords]
+    return {name: value for part in given for name, value in part.items()}
 
 # %% ../../nbs/run/notebooks.ipynb #c7e49747
 def nodes(source): # text of a cell
@@ -382,9 +386,9 @@ def calls(source, name="claim"): # text of a cell, a function
     return [n for n in nodes(source) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == name]
 
 def constants(source): # text of a cell
-    "{name: text} of what a cell sets to one text."
-    return {n.targets[0].id: n.value.value for n in nodes(source) if isinstance(n, ast.Assign)
-            and isinstance(n.targets[0], ast.Name) and isinstance(getattr(n.value, "value", None), str)}
+    "{name: text or dict} of what a cell sets to one text, or to a `dict(...)` of plain values."
+    pairs = [(n.targets[0], plain(n.value)) for n in nodes(source) if isinstance(n, ast.Assign)]
+    return {t.id: value for t, value in pairs if isinstance(t, ast.Name) and isinstance(value, (str, dict))}
 
 # %% ../../nbs/run/notebooks.ipynb #f7ea3896
 ORDER = ("name", "work", "says", "paper", "kind", "metric", "value", "control", "least")
@@ -393,8 +397,7 @@ def declared_in(path): # of a notebook
     cells = [source for source, _ in sources(read(path)) if "claim(" in source]
     found = [c for source in cells for c in calls(source)]
     known = {k: v for source in cells for k, v in constants(source).items()}
-    named = lambda c: {k.arg: plain(k.value, known) for k in c.keywords if k.arg}
-    out = [dict(kind="effect") | dict(zip(ORDER, map(plain, c.args))) | named(c) for c in found]
+    out = [dict(kind="effect") | dict(zip(ORDER, map(plain, c.args))) | keywords(c, known) for c in found]
     return [c for c in out if c.get("name")]
 
 # %% ../../nbs/run/notebooks.ipynb #5e9705b2
