@@ -432,19 +432,15 @@ def test_a_figure_may_have_been_read_in_the_paper():
 
 # what ships
 
-# Entries whose technique has moved on, without a confirmed successor yet: it may only shrink.
-WAITING = {"reason/step_templates"}
-
 def test_the_ledger_declares_what_the_notebooks_declare_and_says_why(monkeypatch):
     monkeypatch.delenv("SLMKIT_LEDGER", raising=False)
     for e in ours():
-        if e["technique"] in WAITING: continue
         said = {c["name"]: c for c in declared_in(techniques()[e["technique"]])}
         assert set(e["claims"]) <= set(said), e["technique"]
         for n, c in e["claims"].items():
             fields = [k for k in ("says", "work", "kind", "least", "margin", "stands", "draws") if k in said[n]]
             assert {k: c["spec"][k] for k in fields} == {k: said[n][k] for k in fields}, n
-    assert [line for line in unexplained() if line.partition(":")[0] not in WAITING] == []
+    assert unexplained() == []
 
 
 def test_ten_seeds_and_their_extension_follow_from_the_records(monkeypatch):

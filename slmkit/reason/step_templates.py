@@ -1,4 +1,4 @@
-"""Steps help a small model when they carry the state that the next step needs; other words at the same places, true ones too, do not.
+"""Steps that carry the state which the next step needs let a small model answer; steps without it, and answers at once, leave it guessing as soon as moves are many.
 
 Docs: https://slmkit.github.io/slmkit/reason/step_templates.html.md"""
 
