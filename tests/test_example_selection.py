@@ -1,4 +1,4 @@
-"Example selection: BM25 by its definition, weighted cosine and mutual information as in scikit-learn, pools without the answer."
+"BM25 by its definition, weighted cosine and mutual information as in scikit-learn, pools without the answer."
 
 import math, os, random
 import numpy as np

@@ -1,11 +1,12 @@
-"""Explanation traces: the traces against arithmetic and the world's facts, orders of tokens by brute force, TRL's batch."""
+"""Traces against arithmetic and the world's facts, orders of tokens by brute force, TRL's batch."""
 import random
 import pytest
 import torch
 from itertools import islice
 from slmkit.core.fit import batches, collate, lm_loss
 from slmkit.core.settings import settings
-from slmkit.distill.explanation_traces import (KINDS, MARK, SYSTEM, Mixture, answer_of, best_strategy, curriculum, dealt,
+from slmkit.distill.explanation_traces import (KINDS, MARK, SYSTEM, Mixture, answer_of, best_strategy,
+                                               curriculum, dealt,
     erased, intermediate, judged, others_traces, questions, taught)
 from slmkit.toyland.world import facts
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 from slmkit.core.data import read_rows, set_file
-from slmkit.judge.is_the_gain_real import compare, interval, paired_p, prompts_chosen, published, rates, rouge_l, simulate
+from slmkit.judge.is_the_gain_real import (
+    compare, interval, paired_p, prompts_chosen, published, rates, rouge_l, simulate)
 
 
 def is_subsequence(part, text):
@@ -46,7 +47,8 @@ def test_without_taste_the_honest_protocol_keeps_its_level():
 
 @pytest.mark.skipif(not os.environ.get("SLMKIT_DATA"), reason="needs the authors' completions: SLMKIT_DATA")
 def test_the_paired_bootstrap_gives_the_authors_p_values():
-    said = {(r["model"], r["dataset"], r["split"]): r["rouge_p"] for r in read_rows(set_file("time-travel-completions", "decisions"))}
+    decided = read_rows(set_file("time-travel-completions", "decisions"))
+    said = {(r["model"], r["dataset"], r["split"]): r["rouge_p"] for r in decided}
     cells = {}
     for r in published(): cells.setdefault((r["model"], r["dataset"], r["split"]), []).append(r)
     rng = np.random.default_rng(0)

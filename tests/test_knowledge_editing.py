@@ -3,7 +3,8 @@ places and scores against brute force."""
 import random
 import pytest
 import torch
-from slmkit.adapt.knowledge_editing import (added, answers, encoded, facts_of, find_values, fine_tuned, held, in_context,
+from slmkit.adapt.knowledge_editing import (added, answers, encoded, facts_of, find_values, fine_tuned, held,
+                                            in_context,
     memory, projection, questions, rank_one, rank_one_edits, read_targets, recalled, recognised, second_moment, shown,
     studied, subject_keys, wanted_of)
 from slmkit.core.fit import fresh_copy
@@ -18,7 +19,8 @@ def small():
 def facts(n=3):
     names = "ana ben cara dan emma finn".split()
     return [dict(prompt=f"the town of {p} is", subject=p, target_new="oslo", rephrase_prompt=f"{p} lives in",
-                 locality_prompt=f"the pet of {q} is", locality_ground_truth="cat") for p, q in zip(names[:n], names[::-1])]
+                 locality_prompt=f"the pet of {q} is", locality_ground_truth="cat")
+            for p, q in zip(names[:n], names[::-1])]
 
 def test_rank_one_is_the_least_change_of_ordinary_keys():
     "min |(W' - W) C^(1/2)| with W'k = v, solved as a quadratic programme by its Lagrangian."
