@@ -65,7 +65,7 @@ def independent_p(a, b, rng, times=2000): # as in `paired_p`
 # %% ../../nbs/judge/is_the_gain_real.ipynb #85941864
 def simulate(
     rng,        # numpy Generator
-    gain=0.,    # what adaptation truly adds, in logits; about a fifth of it in accuracy
+    gain=0.,    # what adaptation truly adds, in logits; about a sixth of it in accuracy
     taste=.3,   # τ: how differently the models like the prompts, in logits
     prompts=8, valid=100, test=400, # prompts, and rows of two splits
 ):
