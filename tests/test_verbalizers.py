@@ -32,7 +32,7 @@ def test_cloze_scores_do_not_depend_on_the_company_of_a_text(bert):
 
 def test_calibration_leaves_no_class_ahead():
     log_p = torch.randn(20, 4).log_softmax(-1)
-    centred = v.calibrated(log_p) - v.calibrated(log_p).mean(1, keepdim=True)
+    centred = v.batch_calibrated(log_p) - v.batch_calibrated(log_p).mean(1, keepdim=True)
     assert torch.allclose(centred.mean(0), torch.zeros(4), atol=1e-5)
 
 def test_a_cloze_learns_its_rows_with_any_words(bert):

@@ -101,7 +101,7 @@ def prompts_chosen(
 
 # %% ../../nbs/judge/is_the_gain_real.ipynb #8b59bf02
 PROTOCOLS = {"naive": (False, False), "own prompts": (True, False), "interval": (False, True), "honest": (True, True)}
-def outcome(low, high): # of a difference; twice the difference itself, for a verdict without an interval
+def outcome(low, high): # of a difference; the same number twice, where there is no interval
     "win | tie | loss."
     return "win" if low > 0 else "loss" if high < 0 else "tie"
 def compare(
@@ -111,8 +111,9 @@ def compare(
 ):
     "win | tie | loss of the adapted model on the test rows, by one protocol."
     base, adapted = (test[m, k] for m, k in enumerate(prompts_chosen(valid, own)))
-    if with_interval: return outcome(*interval(base, adapted, rng, 400))
-    return outcome(*[adapted.mean() - base.mean()]*2)
+    low = high = adapted.mean() - base.mean()
+    if with_interval: low, high = interval(base, adapted, rng, 400)
+    return outcome(low, high)
 def rates(
     rng,      # numpy Generator
     times,    # simulated comparisons

@@ -152,7 +152,7 @@ def interrupted(
     inputs, # list of str
 ):
     "(replies where code fills in each program's result, replies where the student writes the result itself)."
-    own = [text for text in write(inputs)]
+    own = write(inputs)
     thought = [text.partition(" ;")[0] for text in own]
     places = [i for i, text in enumerate(own) if text.startswith("program :")]
     resumed = write([f"{inputs[i]} {thought[i]} ; {computed(thought[i])} ." for i in places]) if places else []

@@ -365,7 +365,7 @@ def plain(
         return "".join(parts) if all(isinstance(p, str) for p in parts) else None
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "figure":
         names = ("value", "setting", "provenance", "comparable")
-        return dict(zip(names, map(plain, node.args))) | {k.arg: plain(k.value) for k in node.keywords}
+        return dict(zip(names, map(plain, node.args))) | keywords(node)
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict": return keywords(node, known)
     try: return ast.literal_eval(node)
     except ValueError: return None

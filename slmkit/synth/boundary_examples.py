@@ -12,6 +12,7 @@ __all__ = ['NAMES', 'WORDS', 'word_chances', 'mix', 'one_class', 'two_classes', 
 # %% ../../nbs/synth/boundary_examples.ipynb #0ff3c650
 import random
 import numpy as np
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from ..core.fit import batches, encode_texts, fit, fresh_copy, lm_loss
 from ..core.generate import predict_classes
@@ -133,8 +134,10 @@ def taught(
     rows,   # with `vector` and `label`
     C=30.,  # inverse of the penalty on the head's weights
 ):
-    "A linear head on the embeddings, a fitted LogisticRegression."
-    return LogisticRegression(C=C, max_iter=3000).fit([r["vector"] for r in rows], [r["label"] for r in rows])
+    "A linear head on the embeddings, a fitted LogisticRegression; of one label, a classifier that always says it."
+    vectors, labels = [r["vector"] for r in rows], [r["label"] for r in rows]
+    head = LogisticRegression(C=C, max_iter=3000) if len(set(labels)) > 1 else DummyClassifier()
+    return head.fit(vectors, labels)
 
 def right(head, rows): # a fitted classifier; rows with `vector` and `label`
     "bool[rows]: where the head says the label."

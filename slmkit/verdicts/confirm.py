@@ -101,8 +101,8 @@ def unfit(records): # of the build seeds
     failed += [f"no record of build seed {s}" for s in BUILD if s not in [r["seed"] for r in records]]
     if failed: return ", ".join(failed)
     runs = {name: [r["claims"][name] for r in records if name in r["claims"]] for name in records[0]["claims"]}
-    short = {name: too_few_rows(of[0]["spec"], of) for name, of in runs.items()}
-    return ", ".join(f"{name}: {said}" for name, said in short.items() if said)
+    few = {name: too_few_rows(of[0]["spec"], of) for name, of in runs.items()}
+    return ", ".join(f"{name}: {said}" for name, said in few.items() if said)
 
 # %% ../../nbs/verdicts/confirm.ipynb #8654fc33
 SECOND = {"lm-1m": "lm-1m-s1", "t5-1m": "t5-1m-s1", "bert-1m": "bert-1m-s1"}
