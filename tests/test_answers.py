@@ -1,5 +1,5 @@
 "Stored answers: a shared beginning changes no number, nobody is asked twice, and what is kept holds no data."
-import gzip, json, re
+import gzip, json, re, sqlite3
 from pathlib import Path
 import pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -223,6 +223,25 @@ def test_a_check_without_a_store_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "package_folder", lambda: tmp_path)
     said = CliRunner().invoke(cli.build(), ["answers", "check", "smollm2-135m"])
     assert isinstance(said.exception, KitError) and "nothing of smollm2-135m is stored" in str(said.exception)
+
+def test_a_page_packs_its_own_answers_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipe, "package_folder", lambda: tmp_path)
+    (tmp_path/"answers"/"smollm2-135m").mkdir(parents=True)
+    pack = lambda file: CliRunner().invoke(cli.build(), ["answers", "pack", "my_page", str(file)])
+    assert "no file" in str(pack(tmp_path/"none.sqlite").exception)
+    def cache(name, rows):
+        db = sqlite3.connect(tmp_path/name)
+        with db: db.execute("create table answers (key text primary key, answer text)")
+        with db: db.executemany("insert into answers values (?, ?)", [(k, json.dumps(v)) for k, v in rows.items()])
+        return tmp_path/name
+    rows = {"0"*16: [-1.5, -0.25], "1"*16: "Paris."}
+    said = pack(cache("a.sqlite", rows))
+    assert said.exit_code == 0 and "2 answers" in said.output
+    _, *lines = gzip.decompress(recipe.store_file("smollm2-135m", "my_page").read_bytes()).decode().splitlines()
+    assert dict(map(json.loads, lines)) == rows
+    for wrong in ({"2"*16: [.5]}, {"2"*16: [float("nan")]}, {"2"*16: "x"*1000}, {}):
+        failed = pack(cache(f"{len(list(tmp_path.glob('*')))}.sqlite", wrong))
+        assert isinstance(failed.exception, KitError) and "no answers" in str(failed.exception)
 
 def test_the_real_model_still_says_so(monkeypatch):
     "Three answers of a set are asked again; only where the model and the data are on this machine."

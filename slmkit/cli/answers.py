@@ -16,7 +16,7 @@ def verbs(app): # typer.Typer
     "Add the group `answers` to the command line."
     group = typer.Typer(no_args_is_help=True, help="Stored answers of a real model: build, check, sum up.")
     app.add_typer(group, name="answers")
-    for add in (_build, _check, _card): add(group)
+    for add in (_build, _pack, _check, _card): add(group)
 
 # %% ../../nbs/cli/answers.ipynb #a63b1ff8
 def chosen(sets): # names with commas between; "" = all
@@ -39,6 +39,19 @@ def _build(group):
         for name in chosen(sets):
             path, n = build(model, name)
             typer.echo(f"{name}: {n:,} answers in {path} ({path.stat().st_size/1e3:.0f} kB)")
+
+# %% ../../nbs/cli/answers.ipynb #9c1fa0b2
+def _pack(group):
+    @group.command("pack", epilog="Example: slmkit answers pack example_selection own.sqlite")
+    def _(page: str = typer.Argument(help="Name of the page whose questions these are."),
+          cache: str = typer.Argument(help="File of its answers."),
+          model: str = typer.Option("smollm2-135m", help="Name of a real model.")):
+        """Write a page's own answers, asked in all its draws, as a store that ships.
+
+        Before, with the page's old store deleted: SLMKIT_ANSWERS=FILE slmkit run PAGE --profile real --seeds 0-9."""
+        from slmkit.recipes.answers import own_store
+        path, n = own_store(model, page, cache)
+        typer.echo(f"{page}: {n:,} answers in {path} ({path.stat().st_size/1e3:.0f} kB)")
 
 # %% ../../nbs/cli/answers.ipynb #f0c56387
 def _check(group):

@@ -7,13 +7,14 @@ Docs: https://slmkit.github.io/slmkit/recipes/answers.html.md"""
 # %% auto #0
 __all__ = ['LABELLED', 'WRITTEN', 'CARDED', 'SETS', 'NOTHING', 'SHOWN', 'NUMBER', 'PUBLISHED', 'Question', 'label_questions',
            'written_questions', 'worked_questions', 'text_windows', 'questions', 'keys_of', 'answer', 'store_file',
-           'pack', 'build', 'one_question', 'again', 'agree', 'recheck', 'share', 'chosen_right', 'over_draws',
-           'label_card', 'number_of', 'written_right', 'written_card', 'text_card', 'embed', 'retrieval_card',
-           'card_file', 'measure_card', 'card_of']
+           'pack', 'store', 'is_answer', 'own_store', 'build', 'one_question', 'again', 'agree', 'recheck', 'share',
+           'chosen_right', 'over_draws', 'label_card', 'number_of', 'written_right', 'written_card', 'text_card',
+           'embed', 'retrieval_card', 'card_file', 'measure_card', 'card_of']
 
 # %% ../../nbs/recipes/answers.ipynb #80f748aa
-import datetime, gzip, json, math, random, re, statistics
+import datetime, gzip, json, math, random, re, sqlite3, statistics
 from dataclasses import dataclass
+from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from ..core.answers import (
@@ -136,6 +137,31 @@ def pack(
     return gzip.compress(text.encode(), mtime=0)
 
 # %% ../../nbs/recipes/answers.ipynb #09eecc76
+def store(model, name, found): # names of a real model and of the set or page; {key: numbers or text}
+    "Write answers that were computed on this machine as a file of the store; gives its path."
+    import transformers
+    header = dict(model=model, source=source_of(model), set=name, answers=len(found), dtype="float32",
+                  hardware=hardware(), torch=torch.__version__, transformers=transformers.__version__,
+                  date=datetime.date.today().isoformat())
+    return whole(store_file(model, name), pack(header, found))
+def is_answer(value): # of a cache
+    "Whether it is a short text, or log-likelihoods: numbers that are not above 0."
+    if isinstance(value, str): return len(value) < 1000
+    return bool(value) and all(isinstance(v, float) and v <= 0 for v in value)
+def own_store(
+    model, # name of a real model
+    name,  # of the page that asked
+    cache, # SQLite file in which its answers lie: that of SLMKIT_ANSWERS, for this page alone
+):
+    "Write a page's own answers as a file of the store; gives (path, answers). KitError for a file that holds others."
+    if not Path(cache).is_file(): raise KitError(f"answers: no file {cache}: run the page with SLMKIT_ANSWERS={cache}")
+    try: rows = sqlite3.connect(cache).execute("select key, answer from answers").fetchall()
+    except sqlite3.Error as e: raise KitError(f"answers: {cache} is no cache of answers ({e})") from None
+    found = {key: json.loads(value) for key, value in rows}
+    bad = [key for key, value in found.items() if not is_answer(value)]
+    if bad: raise KitError(f"answers: {cache}: {len(bad)} of {len(found)} are no answers: {', '.join(bad[:3])}")
+    if not found: raise KitError(f"answers: {cache} holds no answers: nothing was asked that isn't stored already")
+    return store(model, name, found), len(found)
 def build(
     model,    # name of a real model
     name,     # of a set
@@ -144,11 +170,7 @@ def build(
     "Ask all questions of a set and write its file of the store; gives (path, answers). What was asked before is kept."
     asked, found = questions(name, tokenizer_of(model)), {}
     for question in tqdm(asked, desc=name, disable=not progress): found |= answer(model, question)
-    import transformers
-    header = dict(model=model, source=source_of(model), set=name, answers=len(found), dtype="float32",
-                  hardware=hardware(), torch=torch.__version__, transformers=transformers.__version__,
-                  date=datetime.date.today().isoformat())
-    return whole(store_file(model, name), pack(header, found)), len(found)
+    return store(model, name, found), len(found)
 
 # %% ../../nbs/recipes/answers.ipynb #27fb3228
 def one_question(question, place): # Question, and one of its prompts
