@@ -136,7 +136,7 @@ def pack(
     text = "\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
     return gzip.compress(text.encode(), mtime=0)
 
-# %% ../../nbs/recipes/answers.ipynb #09eecc76
+# %% ../../nbs/recipes/answers.ipynb #5b1e20c7
 def store(model, name, found): # names of a real model and of the set or page; {key: numbers or text}
     "Write answers that were computed on this machine as a file of the store; gives its path."
     import transformers
@@ -148,6 +148,8 @@ def is_answer(value): # of a cache
     "Whether it is a short text, or log-likelihoods: numbers that are not above 0."
     if isinstance(value, str): return len(value) < 1000
     return bool(value) and all(isinstance(v, float) and v <= 0 for v in value)
+
+# %% ../../nbs/recipes/answers.ipynb #5b1e20c8
 def own_store(
     model, # name of a real model
     name,  # of the page that asked
@@ -162,6 +164,8 @@ def own_store(
     if bad: raise KitError(f"answers: {cache}: {len(bad)} of {len(found)} are no answers: {', '.join(bad[:3])}")
     if not found: raise KitError(f"answers: {cache} holds no answers: nothing was asked that isn't stored already")
     return store(model, name, found), len(found)
+
+# %% ../../nbs/recipes/answers.ipynb #09eecc76
 def build(
     model,    # name of a real model
     name,     # of a set
