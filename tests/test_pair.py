@@ -242,6 +242,7 @@ def test_a_claim_that_does_not_hold_needs_its_reason(made, tmp_path):
     texts = [s for s, _ in nbs.sources(nbs.read(made[1]))]
     assert "say why with because" in pair.reason_problems(made[1], texts, folder)[0]
     assert pair.reason_problems(made[1], [*texts, 'because(voting_helps, "power", "Too few.")'], folder) == []
+    assert pair.reason_problems(made[1], [*texts, 'because(voting_helps, "power", WORDS)'], folder)  # can't be read
 
 # ---- outputs
 
