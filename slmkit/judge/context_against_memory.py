@@ -6,7 +6,7 @@ Docs: https://slmkit.github.io/slmkit/judge/context_against_memory.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'MIXES', 'SWAPPED', 'CLASSES', 'SOUNDS', 'opening', 'page', 'said', 'rates', 'slope', 'told_over_fact',
-           'kaft_target', 'taught', 'deduction', 'order_free']
+           'kaft_target', 'targets', 'taught', 'deduction', 'order_free']
 
 # %% ../../nbs/judge/context_against_memory.ipynb #c660954f
 import math, random
@@ -91,10 +91,15 @@ def kaft_target(
     return row["told"] if row["kind"] in ("relevant", "counterfactual") else own
 
 
-# %% ../../nbs/judge/context_against_memory.ipynb #5353d0b1
+# %% ../../nbs/judge/context_against_memory.ipynb #70c0e52a
 MIXES = dict(standard=["relevant"], counterfactual=["relevant", "counterfactual"],
              irrelevant=["relevant", "irrelevant"], kaft=[*KINDS], swapped=[*KINDS])
 SWAPPED = dict(counterfactual="irrelevant", irrelevant="counterfactual")
+def targets(mix, rows, own): # a name in `MIXES`; of `page`; what the model says to each question alone
+    "What a model is to say after each page of a mix, list of str."
+    kinds = SWAPPED if mix == "swapped" else {}
+    return [kaft_target(row | dict(kind=kinds.get(row["kind"], row["kind"])), o) for row, o in zip(rows, own)]
+
 def taught(
     base, tok, # decoder and its tokenizer
     mix,       # a name in `MIXES`; `swapped` has KAFT's pages, with the targets of the two hard kinds exchanged
@@ -104,13 +109,11 @@ def taught(
 ):
     "A copy of the base, fine-tuned on pages about these questions."
     rng, alone = random.Random(f"{mix} {seed}"), [page(random.Random(0), *q, "empty") for q in questions]
-    own, rows, targets = dict(zip(questions, said(base, tok, alone))), [], []
-    for i in range(steps*batch_size):
-        row = page(rng, *(q := rng.choice(questions)), MIXES[mix][i % len(MIXES[mix])])
-        kind = SWAPPED.get(row["kind"], row["kind"]) if mix == "swapped" else row["kind"]
-        rows.append(row["text"])
-        targets.append(" " + kaft_target(row | dict(kind=kind), own[q]))
-    data = batches(encode_causal(tok, rows, targets), batch_size, tok.pad_token_id, random.Random(seed))
+    own, kinds = dict(zip(questions, said(base, tok, alone))), MIXES[mix]
+    rows = [page(rng, *rng.choice(questions), kinds[i % len(kinds)]) for i in range(steps*batch_size)]
+    wanted = targets(mix, rows, [own[r["person"], r["relation"]] for r in rows])
+    data = encode_causal(tok, [r["text"] for r in rows], [" " + w for w in wanted])
+    data = batches(data, batch_size, tok.pad_token_id, random.Random(seed))
     fit(model := fresh_copy(base, seed), lm_loss, data, steps=steps, lr=lr, progress=False)
     return model.eval()
 
