@@ -1,4 +1,4 @@
-"Tool calling: scores as the authors of GeneGPT give them, calls as Python reads them, the loop against one that is written out."
+"Tool calling: the scores of GeneGPT's authors, calls as Python reads them, the loop against one written out."
 
 import ast, os, random
 import numpy as np
