@@ -1,4 +1,4 @@
-"Trimming and extending a table: the same logits, BPE as the tokenizers library learns and applies it, transformers' resize."
+"Trimming and extending a table: the same logits, BPE as the tokenizers library applies it, transformers' resize."
 
 import copy, random
 from collections import Counter
