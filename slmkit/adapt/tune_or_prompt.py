@@ -8,12 +8,12 @@ Docs: https://slmkit.github.io/slmkit/adapt/tune_or_prompt.html.md"""
 __all__ = ['parts', 'made_up_parts', 'prompted', 'with_vectors', 'head_right', 'crossing', 'dealt', 'balanced_accuracy',
            'choose_among', 'joint_right']
 
-# %% ../../nbs/adapt/tune_or_prompt.ipynb #ac51f7b5
+# %% ../../nbs/adapt/tune_or_prompt.ipynb #9bbac869
 import random
 import numpy as np
 from ..core.data import load
 from ..core.prompts import draws
-from ..judge.calibration import batch_calibrated, label_scores, made_up
+from ..judge.calibration import batch_calibrated, divide_out, label_scores, made_up, right_labels
 from ..synth.boundary_examples import embedded, taught
 
 # %% ../../nbs/adapt/tune_or_prompt.ipynb #9ec25680
@@ -29,11 +29,12 @@ def made_up_parts(name, draw, n):
     rows, demos = made_up(name)[draw % 2]
     return rows, demos, (rows*n)[:n]
 
-# %% ../../nbs/adapt/tune_or_prompt.ipynb #5e1c2743
+# %% ../../nbs/adapt/tune_or_prompt.ipynb #140eefee
 def prompted(model, name, rows, demos): # name of a decoder; of a set; test rows; demonstrations, may be none
-    "{plain, calibrated}: log-probabilities of the labels, float32[rows, labels]."
+    "{plain, calibrated, exchanged}: where the model is right, bool[rows]; the last with the shift of another label."
     plain = label_scores(model, name, rows, demos)
-    return dict(plain=plain, calibrated=batch_calibrated(plain))
+    found = dict(plain=plain, calibrated=batch_calibrated(plain), exchanged=divide_out(plain, plain.mean(0).roll(-1)))
+    return {way: (s.argmax(1) == right_labels(rows)).numpy() for way, s in found.items()}
 
 def with_vectors(rows, encoder, tokenizer): # with `input`
     "The rows, each with its sentence embedding as `vector`."
