@@ -10,7 +10,7 @@ from conftest import ROOT
 from slmkit.project import check
 from slmkit.run.notebooks import TECHNIQUES
 
-LINES = 26950  # of Python in the package, without what git ignores: new techniques raise it; the budget is 16,000
+LINES = 27050  # of Python in the package, without what git ignores: new techniques raise it; the budget is 16,000
 
 GROUND = {"slmkit", "slmkit.files", "slmkit.core.settings"}  # every room stands on these
 BELOW = {  # room -> the rooms that it may import from, apart from itself and the ground
