@@ -100,7 +100,7 @@ def test_claims_belong_to_the_reproduction_that_declares_them(project):
 # ---- the contract
 
 UNPUBLISHED = {f"{n}.ipynb" for n in  # it may only shrink
-               "low_rank_repro_banking step_by_step_repro_esnli step_templates_repro".split()}
+               "low_rank_repro_banking step_by_step_repro_esnli".split()}
 
 def test_every_pair_of_the_project_is_published():
     pages = [p for p in nbs.notebooks(ROOT) if p.parent.name in nbs.TECHNIQUES and nbs.keeps_outputs(p)]
