@@ -37,8 +37,7 @@ def test_odd_one_finds_the_block():
 def test_a_list_is_right_only_if_every_word_is(monkeypatch):
     import torch
     perfect = lambda model, tok, prompts, ends: torch.stack([
-        torch.eye(len(e))[len(e) - 1 - p.rsplit(":", 1)[1].count(",")]
-                                                             for p, e in zip(prompts, ends)])
+        torch.eye(len(e))[len(e) - 1 - p.rsplit(":", 1)[1].count(",")] for p, e in zip(prompts, ends)])
     monkeypatch.setattr(d, "scores", perfect)
     assert d.reverse_all("any", [["a", "b", "c"], ["d", "e", "f"]]) == [True, True]
     monkeypatch.setattr(d, "scores", lambda m, t, prompts, ends: torch.stack([torch.eye(len(e))[-1] for e in ends]))

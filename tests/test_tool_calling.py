@@ -62,6 +62,8 @@ def test_libraries_are_drawn_and_their_questions_are_not_shown():
 def test_choices_are_those_of_batch_calibration():
     log_p = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))*3
     assert t.choose(log_p) == batch_calibrated(log_p.log_softmax(-1)).argmax(-1).tolist()
+    by_hand = log_p.log_softmax(-1)
+    assert t.choose(log_p) == (by_hand - by_hand.mean(0)).argmax(-1).tolist()
 
 def test_nearest_weighs_words_as_scikit_learn_without_smoothing():
     rng = random.Random(1)

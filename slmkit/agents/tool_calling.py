@@ -14,6 +14,7 @@ import inspect, random, re
 from collections import Counter
 from math import log
 from ..core.data import read_rows, set_file
+from ..judge.calibration import batch_calibrated
 
 # %% ../../nbs/agents/tool_calling.ipynb #d18ee5fb
 def made_up(n): # questions of each prompt
@@ -155,8 +156,7 @@ def context(described, shown, rng): # {name: kind} with a manual; {name: kind} w
 # %% ../../nbs/agents/tool_calling.ipynb #aeb04761
 def choose(log_p): # log-likelihoods, float[questions, names]
     "Place of the chosen name for each question, after taking off each name's mean over the questions; list of int."
-    log_p = log_p.log_softmax(-1)
-    return (log_p - log_p.mean(0)).argmax(-1).tolist()
+    return batch_calibrated(log_p.log_softmax(-1)).argmax(-1).tolist()
 
 def ask(before, question): # of `context`; str
     "The prompt of a question, up to the call's name."

@@ -164,7 +164,7 @@ def reasons_in(
         if called == "because":
             words = [a.value if isinstance(a, ast.Constant) else None for a in call.args[1:]]
             name = first.value if isinstance(first, ast.Constant) else names.get(getattr(first, "id", ""))
-            if name and len(words) == 2: out[name] = words
+            if name and len(words) == 2 and None not in words: out[name] = words
     return out
 
 def _nodes(source):

@@ -179,8 +179,7 @@ def order_problems(texts): # of the code cells
 # %% ../../nbs/project/pair.ipynb #0a26d527
 def reason_problems(path, texts, folder=None): # of a reproduction, of its code cells; of the ledger
     "Claims that do not hold, without a `because(...)`."
-    technique = f"{path.parent.name}/{halves(path)[0]}"
-    given = {n for n, words in reasons_in(texts).items() if None not in words}
+    technique, given = f"{path.parent.name}/{halves(path)[0]}", reasons_in(texts)
     names = {c["name"] for c in declared_in(path)}
     lost = {n: o for n, o in found(technique, folder).items() if n in names and not o & HOLDS and n not in given}
     return [f"claim {n!r} is {', '.join(sorted(o))} in the ledger: say why with because(claim, reason, sentence), "

@@ -13,6 +13,7 @@ __all__ = ['LABELLED', 'WRITTEN', 'CARDED', 'SETS', 'NOTHING', 'SHOWN', 'NUMBER'
 
 # %% ../../nbs/recipes/answers.ipynb #80f748aa
 import datetime, gzip, json, math, random, re, sqlite3, statistics
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -157,7 +158,8 @@ def own_store(
 ):
     "Write a page's own answers as a file of the store; gives (path, answers). KitError for a file that holds others."
     if not Path(cache).is_file(): raise KitError(f"answers: no file {cache}: run the page with SLMKIT_ANSWERS={cache}")
-    try: rows = sqlite3.connect(cache).execute("select key, answer from answers").fetchall()
+    try:
+        with closing(sqlite3.connect(cache)) as db: rows = db.execute("select key, answer from answers").fetchall()
     except sqlite3.Error as e: raise KitError(f"answers: {cache} is no cache of answers ({e})") from None
     found = {key: json.loads(value) for key, value in rows}
     bad = [key for key, value in found.items() if not is_answer(value)]

@@ -118,10 +118,9 @@ def check_defaults(
 
 # %% ../../nbs/verdicts/ledger.ipynb #67a9e924
 def reasons(technique, root=None): # family/name; the project, None = found from here
-    "Claim -> [reason, sentence] of the technique's notebook, where both are written out; {} where it isn't here."
+    "Claim -> [reason, sentence] of the technique's notebook; {} where it isn't here."
     path = techniques(root).get(technique)
-    found = reasons_in([source for source, _ in sources(read(path))]) if path else {}
-    return {name: words for name, words in found.items() if None not in words}
+    return reasons_in([source for source, _ in sources(read(path))]) if path else {}
 
 def with_reasons(claims, said): # of an entry; of `reasons`
     "The claims with a reason beside each verdict that isn't *holds*."
