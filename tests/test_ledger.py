@@ -8,7 +8,7 @@ from slmkit.core.judge import OUTCOMES
 from slmkit.core.settings import KitError, current, hardware
 from slmkit.cli.main import main
 from slmkit.project.registry import field_rows, import_works, known_from, registry, search, served
-from slmkit.verdicts.attest import attest, attest_one, fingerprint, planned, reattest, rerun_all
+from slmkit.verdicts.attest import attest, attest_one, fingerprint, planned, reattest, rerun_all, smoke_run
 from slmkit.verdicts import confirm as confirming
 from slmkit.verdicts.confirm import Job, confirm
 from slmkit.verdicts.external import add
@@ -384,6 +384,18 @@ def test_a_canary_is_planned_like_the_confirmed_run(monkeypatch):
     [run] = plan(chosen(names[:1])[:1], "smoke", [103])
     again = planned(dict(technique=names[0], profile="smoke", model=run["model"], data=run["data"]), 103)
     assert (again["hashes"], again["parameters"]) == (run["hashes"], run["parameters"])
+
+
+def test_a_notebook_that_names_its_data_only_while_it_runs_is_rerun(monkeypatch):
+    from slmkit.run.notebooks import find
+    from slmkit.run.plan import plan
+    monkeypatch.chdir(ROOT)
+    name = "judge/context_against_memory"
+    [run] = plan([find(name)], "smoke", [103])
+    entry = dict(technique=name, profile="cpu", model="lm-1m", data="facts", runs=[dict(seed=103)])
+    assert run["data"] != "facts" and planned(entry, 103)["profile"] == "cpu"
+    small = smoke_run(entry)
+    assert (small["hashes"], small["parameters"]) == (run["hashes"], run["parameters"])
 
 
 # batches from elsewhere

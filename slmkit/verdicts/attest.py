@@ -17,7 +17,7 @@ from ..core.judge import check_hashes, prediction
 from ..core.settings import KitError, same_class
 from ..files import whole
 from ..run.batch import execute, here
-from ..run.notebooks import find
+from ..run.notebooks import find, parameters, read
 from ..run.plan import plan
 from .entry import ONE, dump, file_of, fold_run, ours, records_of, setting, short, today
 
@@ -113,12 +113,13 @@ def attest(
     return lines, bad
 
 # %% ../../nbs/verdicts/attest.ipynb #bd33f29f
-def planned(entry, seed): # of the ledger, one of its seeds
+def planned(entry, seed, profile=None): # of the ledger, one of its seeds; None = the entry's profile
     "The run of one seed with today's code, as the runner plans it. KitError where something is not at hand."
-    wanted = [find(entry["technique"])]
-    [run] = plan(wanted, entry["profile"], [seed])
-    places = {k: entry[k] for k in ("model", "data") if short(run[k]) != entry[k]}
-    return plan(wanted, entry["profile"], [seed], **places)[0] if places else run
+    [(_, path)] = wanted = [find(entry["technique"])]
+    [usual] = plan(wanted, entry["profile"], [seed])
+    takes = parameters(read(path))  # a notebook may name its data while it runs
+    places = {k: entry[k] for k in ("model", "data") if k in takes and short(usual[k]) != entry[k]}
+    return plan(wanted, profile or entry["profile"], [seed], **places)[0] if profile or places else usual
 
 # %% ../../nbs/verdicts/attest.ipynb #64d09df1
 def rerun(run): # of `planned`
@@ -204,10 +205,7 @@ def by_fingerprint(
 # %% ../../nbs/verdicts/attest.ipynb #6a9cc04a
 def smoke_run(entry): # of the ledger
     "The entry's first seed at smoke, as the runner plans it."
-    first = planned(entry, entry["runs"][0]["seed"])
-    [usual] = plan([find(entry["technique"])], entry["profile"], [first["seed"]])
-    places = {k: entry[k] for k in ("model", "data") if short(usual[k]) != entry[k]}
-    return plan([find(entry["technique"])], "smoke", [first["seed"]], **places)[0]
+    return planned(entry, entry["runs"][0]["seed"], "smoke")
 
 def whole_seed(entry): # of the ledger
     "Whether the next attestation takes a whole seed: of a real model, every tenth time, or without a fingerprint."
